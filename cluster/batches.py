@@ -1,0 +1,57 @@
+"""From the pipeline's arrays to the models' tensors: the one seam between the two rooms."""
+
+import numpy as np
+import torch
+
+from models.batch import Batch, Tiles
+from models.sensor import SensorSpec
+from pipeline.archive import Archive
+from pipeline.errors import InputError
+from pipeline.sensors import Sensor
+from pipeline.stream import MicroBatch, SensorArrays
+
+
+def to_batch(micro: MicroBatch) -> Batch:
+    """Return a micro-batch as the models take it."""
+    return Batch(
+        tiles={name: to_tiles(arrays) for name, arrays in micro.sensors.items()},
+        lonlat=torch.from_numpy(np.asarray(micro.lonlat_deg, np.float64)),
+        index=micro.step.index,
+    )
+
+
+def to_tiles(arrays: SensorArrays) -> Tiles:
+    return Tiles(
+        pixels=torch.from_numpy(np.ascontiguousarray(arrays.pixels)),
+        is_valid=torch.from_numpy(np.ascontiguousarray(arrays.is_valid)),
+        is_present=torch.ones(arrays.pixels.shape[:2], dtype=torch.bool),
+        time_days=torch.from_numpy(np.asarray(arrays.time_days, np.float64)),
+        bands=arrays.sensor.band_names,
+        unit=arrays.sensor.unit,
+        gsd_m=arrays.sensor.gsd_m,
+    )
+
+
+def sensor_specs(archive: Archive) -> tuple[SensorSpec, ...]:
+    """Return what an encoder must know of each sensor of the archive that has training tiles."""
+    statistics = archive.read_statistics()["sensors"]
+    missing = sorted(set(statistics) - set(archive.sensors))
+    if missing:
+        raise InputError(f"statistics.json of '{archive.url}' names sensors {missing} that archive.json lacks; run the job again")
+    return tuple(_spec(archive.sensors[name], values) for name, values in sorted(statistics.items()))
+
+
+def _spec(sensor: Sensor, statistics: dict) -> SensorSpec:
+    # Heights are normalised about each tile's own level, so their spread is the one inside tiles.
+    std = statistics["std_within_tile" if sensor.quantity == "height" else "std"]
+    return SensorSpec(
+        name=sensor.name,
+        sensing=sensor.sensing,
+        quantity=sensor.quantity,
+        unit=sensor.unit,
+        gsd_m=sensor.gsd_m,
+        bands=sensor.band_names,
+        wavelength_nm=tuple(band.wavelength_nm for band in sensor.bands),
+        mean=tuple(statistics["mean"]),
+        std=tuple(max(value, 1e-6) for value in std),
+    )

@@ -1,0 +1,82 @@
+"""A run's folder: what a job writes, under which name, and how it knows its own earlier self."""
+
+import importlib.metadata
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import InputError
+
+PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy")
+
+
+class Run:
+    """The folder at `url` of one execution of `job`."""
+
+    def __init__(self, url: str, job: str):
+        self.url = storage.absolute(url)
+        self.job = job
+
+    def path(self, *parts: str) -> str:
+        return storage.join(self.url, *parts)
+
+    def begin(self, config: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """Record what this run is; return its summary if it has finished before.
+
+        An unfinished run of the same configuration goes on; a folder of anything else is refused.
+        """
+        content = {"job": self.job, "inputs": inputs, "config": json.loads(json.dumps(asdict(config)))}
+        if storage.exists(self.path("config.json")):
+            found = storage.read_json(self.path("config.json"))
+            different = _first_difference({k: found.get(k) for k in content}, content)
+            if different:
+                raise InputError(f"'{self.url}' holds a run with {different}; use a new folder or the same arguments")
+            if storage.exists(self.path("summary.json")):
+                return storage.read_json(self.path("summary.json"))
+        elif storage.names(self.url):
+            raise InputError(f"'{self.url}' is not empty and not a run; give a new folder")
+        storage.write_json(self.path("config.json"), content | {"versions": _versions()})
+        return None
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append to events.jsonl and say it in one line on standard error."""
+        storage.append_line(self.path("events.jsonl"), json.dumps({"time": time.time(), "event": kind, **facts}, default=str))
+        print(f"[{self.job}] {kind}: " + ", ".join(f"{k} {v}" for k, v in facts.items()), file=sys.stderr, flush=True)
+
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write summary.json, which makes the run count as finished, and return it."""
+        summary = {"job": self.job, "run": self.url, **summary}
+        storage.write_json(self.path("summary.json"), summary)
+        return summary
+
+
+def require_run(url: str, job: str | tuple[str, ...], artefact: str) -> Run:
+    """Return the finished run at `url`, or say what is missing."""
+    run = Run(url, job if isinstance(job, str) else job[0])
+    if not storage.exists(run.path(artefact)):
+        state = "has not finished" if storage.exists(run.path("config.json")) else "is no run"
+        jobs = job if isinstance(job, str) else " or ".join(job)
+        raise InputError(f"'{url}' {state} ({artefact} is missing); give the run folder of a finished {jobs}")
+    return run
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            if different := _first_difference(found.get(key), wanted.get(key), f"{where}.{key}".strip(".")):
+                return different
+        return None
+    return None if found == wanted else f"{where} = {found!r}, not {wanted!r}"

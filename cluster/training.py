@@ -1,0 +1,205 @@
+"""Train an objective on an archive with Ray Train: the loop that pretraining and distillation share.
+
+Decides how ranks, plan, stream, engine and checkpoints fit together, and that a run goes on from its last committed
+checkpoint with the numbers it would have had. What is trained comes in as a function.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import nn
+
+from cluster.batches import sensor_specs, to_batch
+from cluster.connect import connect, require_resources
+from cluster.engine import Engine, OptimiserConfig, export
+from cluster.filesystem import arrow_filesystem
+from cluster.run import Run
+from models.sensor import SensorSpec
+from pipeline import storage
+from pipeline.archive import open_archive
+from pipeline.errors import InputError
+from pipeline.plan import Plan, SetPlan
+from pipeline.stream import READ_CPUS, Stream, tile_times
+from pipeline.views import samples, sensor_sets
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, on what, with how many workers."""
+
+    num_steps: int = 600
+    batch_size: int = 32
+    """Samples a lane and step; the global batch is `lanes` times as large, whatever the number of workers."""
+    lanes: int = 2
+    workers: int = 2
+    cpus_per_worker: float = 0.75
+    gpus_per_worker: float = 0.0
+    window_shards: int = 4
+    """Shards that a lane shuffles together."""
+    sensor_sets: tuple[tuple[str, ...], ...] = ()
+    """Sensors that a sample holds, one entry a set; empty: derived from the archive."""
+    checkpoint_every: int = 100
+    seed: int = 0
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.num_steps, self.batch_size, self.lanes, self.workers, self.checkpoint_every, self.window_shards) < 1:
+            raise InputError("num_steps, batch_size, lanes, workers, checkpoint_every and window_shards must be at least 1")
+        if self.lanes % self.workers:
+            raise InputError(f"{self.lanes} lanes cannot be shared evenly by {self.workers} workers; make lanes a multiple")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is given. `build` makes the objective from the archive's sensors and a seeded generator."""
+
+    run_url: str
+    archive_url: str
+    name: str
+    config: TrainConfig
+    build: Callable[[tuple[SensorSpec, ...], torch.Generator], nn.Module]
+    extra: dict[str, Any]
+    """What the exported model's config.json says besides its shape."""
+
+
+def make_plan(archive_url: str, config: TrainConfig) -> Plan:
+    """Return the run's plan from the train split of the catalog."""
+    archive = open_archive(archive_url)
+    catalog = archive.catalog()
+    train = catalog[catalog["split"] == "train"]
+    if train.empty:
+        raise InputError(f"archive '{archive_url}' has no tile in its train split; add ground until it has")
+    unknown = {name for s in config.sensor_sets for name in s} - set(train["sensor"])
+    if unknown:
+        raise InputError(f"sensor_sets name {sorted(unknown)}, the archive's train split has {sorted(set(train['sensor']))}")
+    sets = list(config.sensor_sets) or sensor_sets(train, archive.sensors)
+    tables = [samples(train, sensor_set) for sensor_set in sets]
+    plans = [SetPlan(s, t, config.lanes, config.batch_size, config.window_shards, config.seed) for s, t in zip(sets, tables)]
+    return Plan(plans, [float(len(table)) for table in tables])
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Run `job` on the cluster to its end; return the facts for the summary."""
+    connect()
+    require_resources(job.config.workers, job.config.cpus_per_worker, READ_CPUS, job.config.gpus_per_worker)
+    make_plan(job.archive_url, job.config)  # so that wrong input ends here, in one line, and not in the workers
+    sensor_specs(open_archive(job.archive_url))
+    filesystem, path = arrow_filesystem(job.run_url)
+    started = time.time()
+    result = TorchTrainer(
+        _train_on_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=job.config.workers,
+            use_gpu=job.config.gpus_per_worker > 0,
+            resources_per_worker={"CPU": job.config.cpus_per_worker}
+            | ({"GPU": job.config.gpus_per_worker} if job.config.gpus_per_worker else {}),
+        ),
+        # Same storage and name: Ray Train takes up the run's last committed checkpoint by itself.
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=2),
+        ),
+    ).fit()
+    metrics = result.metrics or {}
+    return {"steps": job.config.num_steps, "seconds": round(time.time() - started, 1), **metrics}
+
+
+def _train_on_worker(settings: dict[str, Any]) -> None:
+    job: Job = settings["job"]
+    config, context = job.config, ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    archive, plan, run = open_archive(job.archive_url), make_plan(job.archive_url, config), Run(job.run_url, job.name)
+    objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))
+    engine = Engine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes // world_size)
+    start = 0
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            start = engine.load(folder)
+    recorder = _Recorder(run, config.num_steps, start, world_size) if rank == 0 else None
+    stream = Stream(archive, plan, tile_times(archive.catalog()), rank, world_size, start, config.num_steps)
+    before = time.perf_counter()
+    for step, micro_batches in zip(range(start, config.num_steps), stream):
+        waited = time.perf_counter() - before
+        pairs = ((to_batch(m), _generator(config.seed, step, m.lane)) for m in micro_batches)
+        terms = engine.step(step, pairs)
+        elapsed = time.perf_counter() - before
+        if recorder:
+            sensor_set = "+".join(plan.sets[micro_batches[0].step.sensor_set].sensor_set)
+            rate = config.lanes * config.batch_size / elapsed
+            recorder.record(step, sensor_set, terms, {"samples_per_second": rate, "data_wait_share": waited / elapsed})
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.num_steps:
+            _commit(engine, step + 1, terms, rank, run)
+        before = time.perf_counter()
+    weights = engine.gather_master_weights()
+    if rank == 0:
+        assert recorder
+        recorder.flush()
+        with storage.staged_folder(run.path("model")) as folder:
+            export(engine.objective, weights, Path(folder), job.extra)
+    _commit(engine, config.num_steps, {} if start >= config.num_steps else terms, rank, run)
+
+
+def _commit(engine: Engine, next_step: int, terms: dict[str, float], rank: int, run: Run) -> None:
+    """Save on every rank and hand it to Ray Train, which makes it the run's checkpoint once all of it is stored."""
+    name = f"{next_step:08d}"
+    with tempfile.TemporaryDirectory() as folder:
+        engine.save(folder, next_step)
+        ray.train.report(terms, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+    if rank == 0:
+        run.event("checkpoint", step=next_step)
+
+
+def _generator(seed: int, step: int, lane: int) -> torch.Generator:
+    """Return the source of a micro-batch's masks: the same whichever rank serves the lane, whenever."""
+    state = np.random.SeedSequence([seed, step, lane]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class _Recorder:
+    """Rank 0's metrics.jsonl: one line a step, without the lines that a restart repeats."""
+
+    FLUSH_SECONDS = 5.0
+
+    def __init__(self, run: Run, num_steps: int, start: int, world_size: int):
+        self._url, self._run, self._num_steps = run.path("metrics.jsonl"), run, num_steps
+        self._pending: list[str] = []
+        self._written = self._shown = time.monotonic()
+        if storage.exists(self._url):
+            lines = storage.read_bytes(self._url).decode().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
+            storage.write_bytes(self._url, "".join(line + "\n" for line in kept).encode())
+        run.event("training", start=start, steps=num_steps, workers=world_size)
+
+    def record(self, step: int, sensor_set: str, terms: dict[str, float], facts: dict[str, float]) -> None:
+        self._pending.append(json.dumps({"step": step, "sensor_set": sensor_set, **terms, **facts}))
+        if time.monotonic() - self._written > self.FLUSH_SECONDS:
+            self.flush()
+        if time.monotonic() - self._shown > 3 * self.FLUSH_SECONDS:
+            self._shown = time.monotonic()
+            print(
+                f"step {step + 1}/{self._num_steps}  loss {terms['loss']:.4f}  {facts['samples_per_second']:.0f} samples/s",
+                flush=True,
+            )
+
+    def flush(self) -> None:
+        if self._pending:
+            storage.append_line(self._url, "\n".join(self._pending))
+        self._pending, self._written = [], time.monotonic()

@@ -1,0 +1,248 @@
+"""The sealed public face: batches in physical units to embeddings.
+
+This file decides what a trained model is on disk and what it accepts. `encode` always checks bands, units, pixel size
+and values and always normalises with the statistics saved beside the weights; objectives train through `features`.
+Legend: B batch, T time, C channel, Y X pixels, y x tokens or cells of the last map, D width.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.batch import Batch, Tiles
+from models.config import from_dict, hint, to_dict
+from models.errors import InputError
+from models.initialise import initialise
+from models.moe import MixtureOfExperts
+from models.sensor import SensorSpec
+from models.stems import MaskToken, SensorStem, is_mostly_invalid
+from models.swin import Swin, SwinConfig
+
+FORMAT, VERSION = "terraloom-encoder", 1
+STRANGE_STD = 50.0
+"""Mean distance from the training mean, in training std, above which values are taken for rescaled ones."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything needed to build an encoder and to use it: backbone, ground size of a token, sensors with statistics.
+
+    pool says what `Embedding.pooled` averages: the last map, or every stage's map, concatenated.
+    """
+
+    swin: SwinConfig
+    token_size_m: float
+    sensors: tuple[SensorSpec, ...]
+    pool: Literal["last", "stages"] = "last"
+
+    def __post_init__(self) -> None:
+        names = [sensor.name for sensor in self.sensors]
+        if not names or len(set(names)) != len(names):
+            raise InputError(f"encoder has sensors {names}, expected at least one and no name twice")
+        for sensor in self.sensors:
+            sensor.patch_px(self.token_size_m)
+
+    def to_dict(self) -> dict[str, Any]:
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "EncoderConfig":
+        return from_dict(cls, content, "encoder")
+
+    @property
+    def pooled_width(self) -> int:
+        stages = range(len(self.swin.depths))
+        return sum(map(self.swin.width, stages)) if self.pool == "stages" else self.swin.width(stages[-1])
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What an encoder makes of one sensor's tiles.
+
+    pooled    (B, T, D) float32, mean over the cells with any valid pixel; over all cells where a tile has none
+    grid      (B, T, y, x, D) float32, last map
+    is_valid  (B, T, y, x) bool, cells with any valid pixel; nowhere True for an absent tile
+    """
+
+    pooled: Tensor
+    grid: Tensor
+    is_valid: Tensor
+
+
+class Encoder(nn.Module):
+    """One stem per sensor, one mask token, one shared backbone."""
+
+    def __init__(self, config: EncoderConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        width = config.swin.embed_dim
+        self.stems = nn.ModuleDict(
+            {s.name: SensorStem(s.num_bands, s.patch_px(config.token_size_m), width) for s in config.sensors}
+        )
+        self.mask_token = MaskToken(width)
+        self.swin = Swin(config.swin)
+        initialise(self, generator)
+
+    def spec(self, sensor: str) -> SensorSpec:
+        """Return what this encoder knows about `sensor`, or raise InputError naming the sensors it knows."""
+        for spec in self.config.sensors:
+            if spec.name == sensor:
+                return spec
+        known = [spec.name for spec in self.config.sensors]
+        raise InputError(f"sensor '{sensor}' is unknown to this encoder (has {', '.join(known)}){hint(sensor, known)}")
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> dict[str, Embedding]:
+        """Return an embedding per sensor of `batch`, computed in evaluation mode on this encoder's device.
+
+        Raise InputError if a sensor is unknown or its bands, unit, pixel size, shape or values are not as in training.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return {name: self._embed(tiles, self.spec(name)) for name, tiles in batch.to(self._device).tiles.items()}
+        finally:
+            self.train(was_training)
+
+    def _embed(self, tiles: Tiles, spec: SensorSpec) -> Embedding:
+        spec.check(tiles, self.config.token_size_m)
+        normalised, _ = self.normalise(tiles, spec)
+        is_valid = tiles.is_observed.flatten(0, 1)
+        _check_values(normalised, is_valid, spec)
+        maps, _ = self.features(normalised, is_valid, spec.name)
+        is_valid_cell = self.cells(is_valid, spec.name)
+        shape = tiles.is_present.shape
+        return Embedding(
+            self.pool(maps, is_valid_cell).unflatten(0, shape),
+            maps[-1].float().unflatten(0, shape),
+            is_valid_cell.unflatten(0, shape),
+        )
+
+    def normalise(self, tiles: Tiles, spec: SensorSpec, is_hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return pixels in network units (B*T, C, Y, X) float32 and the level (B*T, C, 1, 1) that was subtracted.
+
+        is_hidden (B*T, Y, X) bool keeps hidden pixels out of the level.
+        """
+        pixels, is_valid = tiles.pixels.flatten(0, 1), tiles.is_observed.flatten(0, 1)
+        level = spec.level(pixels, is_valid, is_hidden)
+        return spec.normalise(pixels, is_valid, level), level
+
+    def features(
+        self,
+        normalised: Tensor,
+        is_valid: Tensor,
+        sensor: str,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the map of each stage (B, y, x, D) and the balance loss, with gradients, in the parameters' dtype.
+
+        normalised (B, C, Y, X), is_valid (B, Y, X), mask (B, y, x) over tokens, True = hidden. Hidden and mostly
+        invalid patches become the mask token. The generator is needed only for drop_path in training.
+        """
+        stem = self.stems[sensor]
+        tokens = stem(normalised)
+        is_hidden = is_mostly_invalid(is_valid, self.spec(sensor).patch_px(self.config.token_size_m))
+        tokens = self.mask_token(tokens, is_hidden if mask is None else is_hidden | mask)
+        return self.swin(tokens, generator)
+
+    def cells(self, is_valid: Tensor, sensor: str) -> Tensor:
+        """Return (B, y, x) bool over the last map, True where a cell has any valid pixel of (B, Y, X)."""
+        patch = self.spec(sensor).patch_px(self.config.token_size_m)
+        share = F.max_pool2d(is_valid.float()[:, None], patch)
+        return F.max_pool2d(share, self.config.swin.stride, ceil_mode=True)[:, 0] > 0
+
+    def pool(self, maps: list[Tensor], is_valid_cell: Tensor) -> Tensor:
+        """Return (B, D) float32: mean over valid cells, over all cells where none is valid."""
+        chosen = maps[-1:]
+        if self.config.pool == "stages":
+            chosen = [F.layer_norm(m.float(), m.shape[-1:]) for m in maps[:-1]] + chosen
+        weight = torch.where(is_valid_cell.any(-1, keepdim=True).any(-2, keepdim=True), is_valid_cell, True).float()
+        return torch.cat([_weighted_mean(m.float(), weight) for m in chosen], -1)
+
+    def save(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Write model.safetensors (float32) and config.json (configuration; `extra`, e.g. the recipe) to `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
+        content = {"format": FORMAT, "version": VERSION, "encoder": self.config.to_dict(), "extra": extra or {}}
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Encoder":
+        """Return the encoder saved in `folder`, float32, in evaluation mode, on the CPU."""
+        content = _read_config(Path(folder))
+        encoder = cls(EncoderConfig.from_dict(content["encoder"]))
+        path = Path(folder) / "model.safetensors"
+        try:
+            encoder.load_state_dict(load_file(path))
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing, expected beside config.json; copy the whole model folder") from None
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{path} is not the model of its config.json ({reason}); copy the folder again") from None
+        return encoder.eval()
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters one token meets: all but the experts it is not sent to."""
+        idle = 0
+        for module in self.modules():
+            if isinstance(module, MixtureOfExperts):
+                experts = sum(p.numel() for p in module.parameters()) - module.router.numel()
+                idle += experts * (module.config.num_experts - module.config.top_k) // module.config.num_experts
+        return self.num_parameters - idle
+
+    @property
+    def _device(self) -> torch.device:
+        return self.mask_token.token.device
+
+
+def _weighted_mean(map_ByxD: Tensor, weight_BYX: Tensor) -> Tensor:
+    """Return (B, D): mean of a map under weights given on the last, coarser map."""
+    factor = -(-map_ByxD.shape[1] // weight_BYX.shape[1])
+    weight = weight_BYX.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    weight = weight[:, : map_ByxD.shape[1], : map_ByxD.shape[2]]
+    return torch.einsum("byxd,byx->bd", map_ByxD, weight) / weight.sum((1, 2))[:, None]
+
+
+def _check_values(normalised: Tensor, is_valid: Tensor, spec: SensorSpec) -> None:
+    """Raise InputError if the valid values cannot be this sensor's in its unit."""
+    distance = normalised.abs().sum((0, 2, 3)) / is_valid.sum().clamp_min(1)
+    worst = int(distance.nan_to_num(torch.inf).argmax())
+    found, band = float(distance[worst]), spec.bands[worst]
+    if not found < STRANGE_STD:
+        raise InputError(
+            f"band {band} of sensor '{spec.name}' lies {found:.3g} std from the training mean, expected "
+            f"less than {STRANGE_STD:g} (mean {spec.mean[worst]:g}, std {spec.std[worst]:g} {spec.unit}); "
+            f"give pixels in '{spec.unit}' and mark missing ones in is_valid"
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except OSError:
+        raise InputError(f"{path} is missing, expected a model folder with config.json and model.safetensors") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}), expected a file written by Encoder.save") from None
+    found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
+    if found != (FORMAT, VERSION):
+        raise InputError(
+            f"{path} is of format {found[0]!r} version {found[1]!r}, expected '{FORMAT}' version {VERSION}; "
+            f"use a folder written by Encoder.save of this release"
+        )
+    return content

@@ -1,0 +1,246 @@
+"""The archive: write-once Zarr v3 shards plus a GeoParquet catalog, as `docs/design.md` section 3.4 lays it out.
+
+Decides what is on disk and when it counts: a shard exists for readers once its catalog part names it. What goes into
+a tile is decided by `coregister` and `ingest`; fast decoding is `reader`'s.
+"""
+
+import io
+import json
+import warnings
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import zarr
+from shapely.geometry.base import BaseGeometry
+from zarr.codecs import BloscCodec
+from zarr.errors import UnstableSpecificationWarning
+
+from pipeline import reader, storage
+from pipeline.errors import InputError
+from pipeline.grid import Grid
+from pipeline.registration import REFERENCE, Registration
+from pipeline.sensors import Sensor, sensor_from_dict
+
+SCHEMA_VERSION = 1
+INDEX = "archive.json"
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a label column means. `kind`: 'class' (index into `classes`), 'binary' or 'fraction' (0..1).
+
+    `scope` 'tile': one value per tile, true at its time; 'site': one value per site, about its dates together.
+    """
+
+    kind: str
+    scope: str
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One sensor's pixels over one site at one time, with what the catalog says of it.
+
+    `pixels` (band, y, x) in the sensor's stored dtype; `is_valid` (y, x) bool. Without a CRS, `geometry` and
+    `transform` are None and `site` only says which chips belong together. `order` ranks the dates of a site.
+    """
+
+    sensor: str
+    site: str
+    pixels: np.ndarray
+    is_valid: np.ndarray
+    time: datetime | None
+    order: int
+    scene: str
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
+    geometry: BaseGeometry | None = None
+    registration: Registration = REFERENCE
+    cloud_fraction: float = 0.0
+    labels: dict[str, float] = field(default_factory=dict)
+
+
+class Archive:
+    """An archive at `url`, local or `s3://`. Use `open_archive` or `create_archive`."""
+
+    def __init__(self, url: str, grid: Grid, sensors: dict[str, Sensor], labels: dict[str, Label]):
+        self.url = url
+        self.grid = grid
+        self.sensors = sensors
+        self.labels = labels
+
+    def published(self) -> list[str]:
+        """Return the ids of the shards that readers see."""
+        parts = storage.names(storage.join(self.url, "catalog"))
+        return [name.removesuffix(".parquet") for name in parts if name.endswith(".parquet")]
+
+    def catalog(self) -> gpd.GeoDataFrame:
+        """Return one row per tile, ordered by shard, sensor and row."""
+        parts = [self._read_part(shard) for shard in self.published()]
+        if not parts:
+            raise InputError(f"archive '{self.url}' has no tiles; fill it with 'terraloom coregister' or 'terraloom ingest'")
+        table = pd.concat(parts, ignore_index=True)
+        return table.sort_values(["shard", "sensor", "row"], ignore_index=True)
+
+    def _read_part(self, shard: str) -> gpd.GeoDataFrame:
+        content = storage.read_bytes(storage.join(self.url, "catalog", f"{shard}.parquet"))
+        return gpd.read_parquet(io.BytesIO(content))
+
+    def shard_url(self, shard: str) -> str:
+        if not shard.replace("_", "").replace("-", "").isalnum():
+            raise InputError(f"shard id '{shard}' in the catalog of '{self.url}' is not a plain name")
+        return storage.join(self.url, "shards", f"{shard}.zarr")
+
+    def read(self, shard: str, sensor: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return stored pixels (row, band, y, x) and validity (row, y, x) of tiles `rows` of one sensor in one shard."""
+        root = storage.join(self.shard_url(shard), sensor)
+        return reader.read_rows(storage.join(root, "pixels"), rows), reader.read_rows(storage.join(root, "valid"), rows)
+
+    def inputs_of(self, shard: str) -> str | None:
+        """Return what `publish` was told the shard was made from; None where it is not published."""
+        part = storage.join(self.url, "catalog", f"{shard}.parquet")
+        return str(self._read_part(shard)["inputs"].iloc[0]) if storage.exists(part) else None
+
+    def publish(self, shard: str, split: str, tiles: list[Tile], inputs: str) -> int:
+        """Write `tiles` as one shard and make it visible; return the number of tiles.
+
+        `inputs` is a digest of what the shard was made from, so that a later job knows what is up to date.
+
+        Until the catalog part is there nobody reads the shard, so a writer killed at any point leaves nothing behind
+        that counts. Publishing a shard again replaces it.
+        """
+        part = storage.join(self.url, "catalog", f"{shard}.parquet")
+        storage.remove(part)
+        with storage.staged_folder(self.shard_url(shard)) as folder:
+            rows = _write_shard(str(folder), tiles, self.sensors, self.grid)
+            digest = storage.folder_digest(str(folder))
+        for row in rows:
+            row |= {"shard": shard, "split": split, "shard_digest": digest, "inputs": inputs}
+        frame = gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
+        frame["time"] = pd.to_datetime(frame["time"], utc=True)
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer)
+        storage.write_bytes(part, buffer.getvalue())
+        return len(rows)
+
+    def read_statistics(self) -> dict[str, Any]:
+        """Return `statistics.json`: per sensor and band over valid pixels of the train split, in physical units."""
+        url = storage.join(self.url, "statistics.json")
+        if not storage.exists(url):
+            raise InputError(f"archive '{self.url}' has no statistics.json; run its 'coregister' or 'ingest' to the end")
+        return storage.read_json(url)
+
+
+def _write_shard(folder: str, tiles: list[Tile], sensors: dict[str, Sensor], grid: Grid) -> list[dict[str, Any]]:
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    rows = []
+    for name in sorted({tile.sensor for tile in tiles}):
+        chosen, sensor = [tile for tile in tiles if tile.sensor == name], sensors[name]
+        _write_sensor(group.create_group(name), chosen, sensor, grid)
+        rows += [_row(tile, index) for index, tile in enumerate(chosen)]
+    return rows
+
+
+def _write_sensor(group: zarr.Group, tiles: list[Tile], sensor: Sensor, grid: Grid) -> None:
+    shape = (len(sensor.bands), *sensor.tile_shape(grid.site_size_m))
+    for tile in tiles:
+        if tile.pixels.shape != shape or tile.pixels.dtype != sensor.dtype or tile.is_valid.shape != shape[1:]:
+            raise ValueError(f"tile of {sensor.name} is {tile.pixels.shape} {tile.pixels.dtype}, expected {shape} {sensor.dtype}")
+    attributes: dict[str, Any] = {"units": sensor.unit, "long_name": sensor.quantity}
+    if (sensor.scale, sensor.offset) != (1.0, 0.0):
+        attributes |= {"scale_factor": sensor.scale, "add_offset": sensor.offset}
+    _write_array(group, "pixels", np.stack([t.pixels for t in tiles]), ("tile", "band", "y", "x"), attributes)
+    _write_array(group, "valid", np.stack([t.is_valid for t in tiles]), ("tile", "y", "x"), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)  # fixed-width strings, readable by xarray
+        group.create_array("band", data=np.array(sensor.band_names), dimension_names=("band",))
+        group.create_array("site", data=np.array([t.site for t in tiles]), dimension_names=("tile",))
+    seconds = np.array([np.iinfo("int64").min if t.time is None else int(t.time.timestamp()) for t in tiles])
+    time = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "_FillValue": int(np.iinfo("int64").min)}
+    group.create_array("time", data=seconds, dimension_names=("tile",), attributes=time)
+
+
+def _write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tuple[str, ...], attributes: dict) -> None:
+    array = group.create_array(
+        name,
+        shape=data.shape,
+        chunks=(1, *data.shape[1:]),
+        shards=data.shape,
+        dtype=data.dtype,
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=data.dtype.itemsize)],
+        dimension_names=dimensions,
+        attributes=attributes,
+    )
+    array[:] = data
+
+
+def _row(tile: Tile, index: int) -> dict[str, Any]:
+    centre = tile.geometry.centroid if tile.geometry is not None else None
+    return {
+        "site": tile.site,
+        "sensor": tile.sensor,
+        "time": tile.time,
+        "order": tile.order,
+        "row": index,
+        "scene": tile.scene,
+        "crs": tile.crs,
+        "transform": list(tile.transform) if tile.transform else None,
+        "geometry": tile.geometry,
+        "lon_deg": centre.x if centre else np.nan,
+        "lat_deg": centre.y if centre else np.nan,
+        **asdict(tile.registration),
+        "valid_fraction": float(tile.is_valid.mean()),
+        "cloud_fraction": tile.cloud_fraction,
+        "labels": json.dumps(tile.labels),
+    }
+
+
+def open_archive(url: str) -> Archive:
+    """Open an existing archive; refuses another schema version."""
+    index = storage.join(url, INDEX)
+    if not storage.exists(index):
+        raise InputError(f"no archive at '{url}' ({INDEX} is missing); make one with 'terraloom coregister' or 'terraloom ingest'")
+    content = storage.read_json(index)
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"archive '{url}' has schema version {version}, this program reads version {SCHEMA_VERSION}; "
+            "make the archive anew or use the Terraloom that wrote it"
+        )
+    sensors = {name: sensor_from_dict(definition, f"{index}: {name}") for name, definition in content["sensors"].items()}
+    labels = {name: Label(**{**spec, "classes": tuple(spec["classes"])}) for name, spec in content["labels"].items()}
+    return Archive(storage.absolute(url), Grid(**content["grid"]), sensors, labels)
+
+
+def create_archive(url: str, grid: Grid, sensors: dict[str, Sensor], labels: dict[str, Label]) -> Archive:
+    """Open the archive at `url`, or begin one, and make it hold `sensors` and `labels` too.
+
+    The grid, and the definition of a sensor or label that is already there, cannot change.
+    """
+    archive = Archive(storage.absolute(url), grid, {}, {})
+    if storage.exists(storage.join(url, INDEX)):
+        archive = open_archive(url)
+        if archive.grid != grid:
+            raise InputError(f"archive '{url}' has {archive.grid}, this job asks for {grid}; use the archive's or another folder")
+    elif storage.names(url):
+        raise InputError(f"'{url}' is not empty and not an archive; give a new or an archive folder")
+    for kind, present, wanted in (("sensor", archive.sensors, sensors), ("label", archive.labels, labels)):
+        for name, definition in wanted.items():
+            if name in present and present[name] != definition:
+                raise InputError(f"{kind} '{name}' is defined otherwise in archive '{url}'; use another archive or name")
+    for sensor in sensors.values():
+        sensor.tile_shape(grid.site_size_m)
+    archive.sensors = {**archive.sensors, **sensors}
+    archive.labels = {**archive.labels, **labels}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "grid": asdict(grid),
+        "sensors": {n: s.model_dump(mode="json", exclude_defaults=True) for n, s in archive.sensors.items()},
+        "labels": {n: asdict(label) for n, label in archive.labels.items()},
+    }
+    storage.write_json(storage.join(url, INDEX), content)
+    return archive

@@ -1,0 +1,84 @@
+"""Open raster files wherever they lie; read them on any pixel grid with exactly one resampling."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlparse
+
+import numpy as np
+import rasterio
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.session import DummySession
+from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
+
+from pipeline.errors import InputError
+
+
+@contextmanager
+def open_raster(href: str) -> Iterator[rasterio.DatasetReader]:
+    """Open `href` (local path, `s3://` or `https://`); an unreadable file is an `InputError` with the reason."""
+    options: dict[str, str | bool] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    path = href
+    if href.startswith("s3://"):
+        path = "/vsis3/" + href.removeprefix("s3://")
+        endpoint = urlparse(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+        if endpoint.netloc:
+            options |= {"AWS_S3_ENDPOINT": endpoint.netloc, "AWS_VIRTUAL_HOSTING": False}
+            options["AWS_HTTPS"] = "YES" if endpoint.scheme == "https" else "NO"
+    with rasterio.Env(session=DummySession(), **options):
+        try:
+            dataset = rasterio.open(path)
+        except RasterioIOError as error:
+            raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
+        with dataset:
+            yield dataset
+
+
+def read_on_grid(
+    href: str,
+    indexes: tuple[int, ...],
+    geobox: GeoBox,
+    nodata: float | None,
+    shift_m: tuple[float, float] = (0.0, 0.0),
+    categorical: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (bands, y, x) in the file's numbers and (y, x) validity of `href` on `geobox`, resampled once.
+
+    `shift_m` (x, y) is what must be added to the file's stated coordinates to make them true, in the grid's CRS; it is
+    applied inside the same resampling. Finer files are averaged down, others interpolated bilinearly (cubic
+    overshoots at edges); categories take the nearest pixel. Pixels without any valid source are False in validity.
+    """
+    # Ground at p is stated by the file at p - shift, so that is where each output pixel must look.
+    where = Affine.translation(-shift_m[0], -shift_m[1]) * geobox.transform
+    with open_raster(href) as source:
+        if source.crs is None:
+            raise InputError(f"'{href}' has no CRS; data without one goes through 'terraloom ingest'")
+        resampling = Resampling.nearest if categorical else _resampling(source, geobox)
+        try:
+            with WarpedVRT(
+                source,
+                crs=str(geobox.crs),
+                transform=where,
+                width=geobox.shape.x,
+                height=geobox.shape.y,
+                resampling=resampling,
+                src_nodata=nodata,
+                nodata=nodata,
+                tolerance=0.01,
+                add_alpha=nodata is None,
+            ) as warped:
+                pixels = warped.read(indexes)
+                is_valid = warped.read_masks(indexes[0]) > 0
+        except RasterioError as error:
+            raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
+    if np.issubdtype(pixels.dtype, np.floating):
+        is_valid &= np.isfinite(pixels).all(axis=0)
+    return pixels, is_valid
+
+
+def _resampling(source: rasterio.DatasetReader, geobox: GeoBox) -> Resampling:
+    metres = abs(source.transform.a) * (111_320 if source.crs.is_geographic else 1)
+    return Resampling.average if abs(geobox.resolution.x) / metres >= 1.5 else Resampling.bilinear
