@@ -11,12 +11,12 @@ from pipeline.sensors import Sensor
 from pipeline.stream import MicroBatch, SensorArrays
 
 
-def to_batch(micro: MicroBatch) -> Batch:
-    """Return a micro-batch as the models take it."""
+def to_batch(micro: MicroBatch, index: int | None = None) -> Batch:
+    """Return a micro-batch as the models take it; `index` replaces the count of earlier steps of its sensor set."""
     return Batch(
         tiles={name: to_tiles(arrays) for name, arrays in micro.sensors.items()},
         lonlat=torch.from_numpy(np.asarray(micro.lonlat_deg, np.float64)),
-        index=micro.step.index,
+        index=micro.step.index if index is None else index,
     )
 
 

@@ -1,9 +1,8 @@
-"""One optimiser step under DeepSpeed ZeRO: what is wrapped, with which precision, how it is saved and exported."""
+"""One optimiser step under DeepSpeed ZeRO: what is wrapped, with which precision, how it is saved."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -125,12 +124,3 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     decayed = [p for p in trained if p.ndim >= 2]
     kept = [p for p in trained if p.ndim < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-
-
-def export(objective: nn.Module, weights: dict[str, torch.Tensor], folder: Path, extra: dict[str, Any]) -> None:
-    """Save the objective's encoder with float32 `weights` of the whole objective."""
-    encoder = objective.encoder
-    names = {name.removeprefix("encoder.") for name in weights if name.startswith("encoder.")}
-    encoder.float()
-    encoder.load_state_dict({n: weights[f"encoder.{n}"] for n in names}, strict=False)
-    encoder.save(folder, extra)

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from torch import nn
 
 from cluster.batches import sensor_specs, to_batch
 from cluster.connect import connect, require_resources
-from cluster.engine import Engine, OptimiserConfig, export
+from cluster.engine import Engine, OptimiserConfig
 from cluster.filesystem import arrow_filesystem
+from cluster.preview import save_reconstructions
 from cluster.run import Run
 from models.sensor import SensorSpec
 from pipeline import storage
@@ -152,8 +152,11 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     if rank == 0:
         assert recorder
         recorder.flush()
+        trained = job.build(sensor_specs(archive), torch.Generator())
+        trained.load_state_dict(weights)
         with storage.staged_folder(run.path("model")) as folder:
-            export(engine.objective, weights, Path(folder), job.extra)
+            trained.encoder.save(folder, job.extra)
+        save_reconstructions(trained, archive, plan, run)
     _commit(engine, config.num_steps, {} if start >= config.num_steps else terms, rank, run)
 
 

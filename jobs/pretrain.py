@@ -5,7 +5,6 @@ from typing import Any
 
 from cluster.run import Run
 from cluster.training import Job, train
-from jobs.reconstructions import save_reconstructions
 from pipeline import storage
 
 

@@ -36,7 +36,7 @@ def feature_std(features_BD: Tensor) -> float:
 
 
 def expert_load(module: nn.Module) -> dict[str, Tensor]:
-    """Return per mixture of experts in `module`, by its name, the share (E,) of the last call's tokens that chose each expert."""
+    """Return for every mixture in `module`, by name, the share (E,) of its last tokens that chose each expert."""
     mixtures = [(name, part) for name, part in module.named_modules() if isinstance(part, MixtureOfExperts)]
     return {name: part.last_load for name, part in mixtures if part.last_load is not None}
 

@@ -1,8 +1,8 @@
 """Mixture of experts in place of a block's MLP, in plain torch.
 
 This file decides which expert sees which token and what happens when an expert is full. It leaves to `swin.py` which
-blocks have experts. Shapes are static in training (sort, index, one padded batched product, no loop over experts), and all
-experts are stacked in one parameter, so an expert without tokens still takes part on every rank.
+blocks have experts. Shapes are static in training (sort, index, one padded batched product, no loop over experts), and
+all experts are stacked in one parameter, so an expert without tokens still takes part on every rank.
 Legend: N tokens, D width, H hidden width, E experts, K choices per token, P places per expert, A = K*N assignments of a
 token to an expert, all first choices before all second ones.
 """

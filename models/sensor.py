@@ -45,7 +45,7 @@ class SensorSpec:
             raise InputError(f"sensor name '{self.name}' is not usable, expected letters, digits and underscores")
         if not self.bands or min(self.std) <= 0 or self.gsd_m <= 0:
             raise InputError(
-                f"sensor '{self.name}' has {len(self.bands)} bands, std {self.std}, gsd {self.gsd_m} m, expected all > 0"
+                f"sensor '{self.name}' has {len(self.bands)} bands, std {self.std}, gsd {self.gsd_m} m, expected > 0"
             )
 
     @property

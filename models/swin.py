@@ -22,8 +22,8 @@ from models.windows import WindowLayout, window_layout
 class SwinConfig:
     """Shape of the backbone. Width doubles and the grid halves from stage to stage; window is in tokens.
 
-    Experts replace the MLP of every other block (the second, the fourth, ...) of `moe_stages`, counted from 0. The default
-    size trains at about 170 samples a second on one CPU core in bf16 (grid 16 x 16, Sentinel-1 and 2).
+    Experts replace the MLP of every other block (the second, the fourth, ...) of `moe_stages`, counted from 0. The
+    default size trains at about 170 samples a second on one CPU core in bf16 (grid 16 x 16, Sentinel-1 and 2).
     """
 
     embed_dim: int = 48

@@ -139,10 +139,10 @@ class Planet:
         y, x = (np.indices(shape, dtype=np.float32) + 0.5) * LATTICE_M
         relief_m = 110 * noise(generator, shape, min(6000, size_m) / LATTICE_M, 3.6)
         ground_m = 620 + relief_m + 260 * (y / size_m - 0.5) * min(1, size_m / 10000) + 1.5 * noise(generator, shape, 12, 2.5)
-        for _ in range(max(1, round(size_m / 3000))):
+        for _ in range(max(1, round(size_m / 3400))):
             centre_y, centre_x = generator.uniform(0.15, 0.85, 2) * size_m
-            radius_m = min(generator.uniform(450, 1000), size_m / 5)
-            ground_m -= 70 * np.exp(-(((y - centre_y) ** 2 + ((x - centre_x) * generator.uniform(0.7, 1.3)) ** 2) / radius_m**2))
+            radius_m = min(generator.uniform(350, 850), size_m / 5)
+            ground_m -= 60 * np.exp(-(((y - centre_y) ** 2 + ((x - centre_x) * generator.uniform(0.7, 1.3)) ** 2) / radius_m**2))
         filled_m, receiver, upstream = drain(ground_m)
         self.lake_depth_m = ndimage.gaussian_filter((filled_m - ground_m).astype(np.float32), 1.0)
         self.elevation_m = ndimage.zoom(
@@ -301,16 +301,16 @@ class Planet:
         parcel = (block, strip, length)
         margin_m = np.minimum((across % 1) * self._strip_m[block], (along % 1) * self._length_m[block])
 
-        from_rows, from_columns = (_linear_weights(a.ravel() / LATTICE_M - 0.5, self._lattice[0]) for a in (y, x))
-        warp_y, warp_x, depth_m = (from_rows @ a @ from_columns.T for a in (*self._warp_m, self.lake_depth_m))
+        warp_y, warp_x, depth_m = (_linear(a, y / LATTICE_M - 0.5, x / LATTICE_M - 0.5) for a in (*self._warp_m, self.lake_depth_m))
         region = self._region_at(y + warp_y, x + warp_x)
         owned = self._parcel_class[parcel]
         natural = (BARE, WETLAND)
         classes = np.where(np.isin(region, natural) | np.isin(owned, natural), region, owned)
-        is_river = self._is_river[window]
+        is_lake = depth_m > 4
+        is_river = self._is_river[window] & ~is_lake
         road_m = self._road_distance_m(y, x)
-        classes = np.where(depth_m > 4, WATER, np.where(is_river, WATER, classes))
-        classes = np.where(road_m < 9, ROAD, classes).astype(np.uint8)
+        classes = np.where(is_lake | is_river, WATER, classes)
+        classes = np.where((road_m < 9) & ~is_lake, ROAD, classes).astype(np.uint8)  # bridges cross rivers, not lakes
         if forced is not None:
             classes[forced] = after
 
@@ -424,12 +424,11 @@ def _blobs(generator: np.random.Generator, shape: tuple[int, int], sigma_px: flo
     return np.clip(field * (32 / field.std()), -127, 127).astype(np.int8)
 
 
-def _linear_weights(position: np.ndarray, size: int) -> np.ndarray:
-    """Return the matrix (position, size) that interpolates linearly between cell centres, clamped at the ends."""
-    position = np.clip(position, 0, size - 1)
-    left = np.minimum(position.astype(int), size - 2)
-    weights = np.zeros((len(position), size), np.float32)
-    rows = np.arange(len(position))
-    weights[rows, left + 1] = position - left
-    weights[rows, left] = 1 - (position - left)
-    return weights
+def _linear(values: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Interpolate linearly between cell centres at a column of `y` and a row of `x`, clamped at the ends."""
+    y, x = (np.clip(a, 0, n - 1).ravel() for a, n in zip((y, x), values.shape))
+    top, left = (np.minimum(a.astype(int), n - 2) for a, n in zip((y, x), values.shape))
+    down = (y - top).astype(np.float32)[:, None]
+    right = (x - left).astype(np.float32)
+    rows = values[top] * (1 - down) + values[top + 1] * down
+    return rows[:, left] * (1 - right) + rows[:, left + 1] * right

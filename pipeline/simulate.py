@@ -37,7 +37,7 @@ INCIDENCE_DEG = 39.0
 LOOKS = 4.5
 CLOUD_HEIGHT_M = 1200.0
 MAX_SHIFT_PX = 1.5
-STRIP = 512  # scene rows rendered and written at once
+STRIP = 256  # scene rows rendered and written at once
 
 
 class SimulateConfig(BaseModel):
@@ -124,8 +124,7 @@ class Grid:
         transform = Affine(size_x, 0, left, 0, -size_y, top)
         knots = np.cos(np.linspace(0, np.pi, 9))
         row, column = (a.ravel() for a in np.meshgrid(knots, knots, indexing="ij"))
-        stated = transform @ np.array([(column + 1) / 2 * shape[1], (row + 1) / 2 * shape[0], np.ones(81)])[:2] if False else (
-            left + (column + 1) / 2 * shape[1] * size_x, top - (row + 1) / 2 * shape[0] * size_y)
+        stated = left + (column + 1) / 2 * shape[1] * size_x, top - (row + 1) / 2 * shape[0] * size_y
         true_x, true_y = forward.transform(*stated, direction="INVERSE")
         design = np.polynomial.polynomial.polyvander2d(row, column, (4, 4))
         to_planet = tuple(
@@ -229,9 +228,9 @@ def render(acquisition: Acquisition, planet: Planet, frame: Frame, config: Simul
     is_optical = sensor.quantity.endswith("reflectance")
     clouds = _Clouds.drawn(sky, planet, acquisition, config) if is_optical else None
     if clouds is not None:
-        sample = _sampler(_optical_image(sky, acquisition, planet, surface, clouds), TRUTH_M, order=3)
+        sample = _sampler(_optical_image(sky, acquisition, planet, surface, clouds), TRUTH_M, order=2)
     elif sensor.quantity == "sigma0":
-        sample = _sampler(_radar_image(sky, acquisition, planet, surface), TRUTH_M, order=3)
+        sample = _sampler(_radar_image(sky, acquisition, planet, surface), TRUTH_M, order=2)
     elif sensor.quantity == "height":
         sample = _sampler(_height_image(planet, surface), 2 * FINE_M, order=1)
     else:
@@ -400,9 +399,10 @@ def _sampler(image: np.ndarray, gsd_m: float, order: int) -> Sampler:
 
     def sample(planet_m: np.ndarray) -> np.ndarray:
         position = planet_m / gsd_m - 0.5
-        return np.stack(
-            [ndimage.map_coordinates(p, position, np.float32, order, mode="nearest", prefilter=False) for p in planes]
-        )
+        values = np.empty((len(planes), *position.shape[1:]), np.float32)
+        for plane, value in zip(planes, values):
+            ndimage.map_coordinates(plane, position, value, order, mode="nearest", prefilter=False)
+        return values
 
     return sample
 
@@ -434,8 +434,10 @@ def _write_scene(
         for rows in _strips(grid.shape):
             planet_m = grid.planet_m(rows)
             counts = sensor.to_stored(_detect(sample(planet_m), sensor, draw))
-            counts = np.clip(counts, nodata + 1, None)
-            counts[:, ~_is_seen(planet_m, acquisition, size_m)] = nodata
+            np.maximum(counts, nodata + 1, out=counts)
+            is_seen = _is_seen(planet_m, acquisition, size_m)
+            if not is_seen.all():
+                counts[:, ~is_seen] = nodata
             file.write(counts, window=Window(0, rows.start, grid.shape[1], rows.stop - rows.start))
 
 
@@ -444,11 +446,11 @@ def _detect(physical: np.ndarray, sensor: Sensor, draw: np.random.Generator) -> 
     if sensor.quantity == "sigma0":
         speckle = draw.standard_gamma(LOOKS, physical.shape, dtype=np.float32) / LOOKS
         return 10 * np.log10(np.maximum(physical, 1e-4) * speckle + 1e-6)
+    if sensor.quantity == "digital_number":  # film grain: one pattern for all colours
+        return physical + 1.5 * draw.standard_normal(physical.shape[1:], dtype=np.float32)
     white = draw.standard_normal(physical.shape, dtype=np.float32)
     if sensor.quantity == "height":
         return physical + 0.15 * white
-    if sensor.quantity == "digital_number":
-        return physical + 1.5 * white
     return np.maximum(physical + (0.0012 + 0.008 * np.abs(physical)) * white, 0)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
@@ -106,6 +107,9 @@ class Stream:
         self._start, self._stop = start, stop
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
         first = {}
         counts: dict[int, int] = defaultdict(int)
         for step in self._plan.steps(self._start, self._stop):
@@ -114,19 +118,23 @@ class Stream:
         lanes = {s: self._plan.lanes_of(self._rank, self._world_size, s) for s in counts}
         readers = {s: _SetReader(self._archive, self._plan.sets[s], self._times, lanes[s], first[s], n) for s, n in counts.items()}
         for step in self._plan.steps(self._start, self._stop):
-            yield [self._collate(step, lane, readers[step.sensor_set].take(lane)) for lane in lanes[step.sensor_set]]
+            chosen = step.sensor_set
+            yield [
+                collate(self._archive, self._plan.sets[chosen], step, lane, readers[chosen].take(lane)) for lane in lanes[chosen]
+            ]
 
-    def _collate(self, step: Step, lane: int, columns: dict[str, np.ndarray]) -> MicroBatch:
-        plan = self._plan.sets[step.sensor_set]
-        rng = np.random.default_rng([plan.seed, step.step, lane])
-        symmetries = rng.integers(8, size=plan.batch_size)
-        sensors = {}
-        for name in plan.sensor_set:
-            sensor = self._archive.sensors[name]
-            pixels = np.stack([dihedral(p, s) for p, s in zip(columns[f"{name}/pixels"], symmetries)])
-            is_valid = np.stack([dihedral(v, s) for v, s in zip(columns[f"{name}/valid"], symmetries)]) > 0
-            sensors[name] = SensorArrays(sensor, sensor.to_physical(pixels)[:, None], is_valid[:, None], columns[f"{name}/time"][:, None])
-        return MicroBatch(step, lane, sensors, columns["lonlat"])
+
+def collate(archive: Archive, plan: SetPlan, step: Step, lane: int, columns: dict[str, np.ndarray]) -> MicroBatch:
+    """Return columns as a micro-batch in physical units, each sample under a symmetry drawn from (seed, step, lane)."""
+    symmetries = np.random.default_rng([plan.seed, step.step, lane]).integers(8, size=len(columns["lane"]))
+    sensors = {}
+    for name in plan.sensor_set:
+        sensor = archive.sensors[name]
+        pixels = np.stack([dihedral(p, s) for p, s in zip(columns[f"{name}/pixels"], symmetries)])
+        is_valid = np.stack([dihedral(v, s) for v, s in zip(columns[f"{name}/valid"], symmetries)]) > 0
+        times = columns[f"{name}/time"][:, None]
+        sensors[name] = SensorArrays(sensor, sensor.to_physical(pixels)[:, None], is_valid[:, None], times)
+    return MicroBatch(step, lane, sensors, columns["lonlat"])
 
 
 class _SetReader:
@@ -178,7 +186,7 @@ class _SetReader:
 
 def tile_times(catalog: Any) -> dict[str, dict[tuple[str, int], float]]:
     """Return sensor -> (shard, row) -> days since 1970-01-01, NaN where unknown."""
-    days = (catalog["time"] - np.datetime64("1970-01-01T00:00:00Z")).dt.total_seconds() / 86_400 if len(catalog) else []
+    days = (catalog["time"] - pd.Timestamp(0, tz="UTC")).dt.total_seconds() / 86_400
     result: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for sensor, shard, row, day in zip(catalog["sensor"], catalog["shard"], catalog["row"], days):
         result[sensor][str(shard), int(row)] = float(day)

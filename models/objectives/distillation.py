@@ -1,8 +1,8 @@
 """Distillation of a frozen teacher encoder into a smaller student of the same sensors.
 
-Feature distillation as in GFM (Mendieta et al., ICCV 2023, arXiv 2302.04476: cosine on projected pooled features) with a
-smooth-L1 term on LayerNormed tokens (Wei et al. 2022, arXiv 2205.14141), so that dense tasks are taught too. Teacher and
-student see the same whole tiles, one sensor per step in turn; each normalises with its own statistics.
+Feature distillation as in GFM (Mendieta et al., ICCV 2023, arXiv 2302.04476: cosine on projected pooled features) with
+a smooth-L1 term on LayerNormed tokens (Wei et al. 2022, arXiv 2205.14141), so that dense tasks are taught too. Teacher
+and student see the same whole tiles, one sensor per step in turn; each normalises with its own statistics.
 Legend: B samples (dates counted as samples), y x cells of the last map, D width of the teacher.
 """
 
@@ -29,9 +29,9 @@ class DistillationConfig:
 
 
 class Distillation(nn.Module):
-    """Student and two linear heads into the teacher's space. `encoder` (the student) is what is kept after training.
+    """Student and two linear heads into the teacher's space; `encoder`, the student, is kept after training.
 
-    The teacher is no submodule: it is not trained, saved, counted or sharded, but follows `.to(...)` in device and dtype.
+    The teacher is no submodule: not trained, saved, counted or sharded. It follows `.to(...)`, itself, not a copy.
     """
 
     def __init__(self, config: DistillationConfig, teacher: Encoder, generator: torch.Generator | None = None) -> None:
@@ -87,7 +87,7 @@ def token_distance(learnt_ByxD: Tensor, taught_ByxD: Tensor, is_valid_Byx: Tenso
     The teacher's map is brought to the student's grid by area means or, where it is coarser, bilinearly.
     """
     taught = F.layer_norm(taught_ByxD.float(), taught_ByxD.shape[-1:]).permute(0, 3, 1, 2)
-    size = learnt_ByxD.shape[1:3]
+    size = (learnt_ByxD.shape[1], learnt_ByxD.shape[2])
     if taught.shape[-2:] != size:
         is_finer = taught.shape[-2] >= size[0] and taught.shape[-1] >= size[1]
         taught = F.adaptive_avg_pool2d(taught, size) if is_finer else F.interpolate(taught, size, mode="bilinear")

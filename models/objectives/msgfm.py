@@ -2,8 +2,8 @@
 
 One sensor is seen, with part of the ground hidden; what is hidden is predicted in the pixels of the same sensor or of
 another one over the same site. Needs views in which the sensors of a batch cover the same sites at the same times.
-The mask lives on ground, so sensors of any pixel size share it. Losses are normalised per sample, so the mean over ranks is
-the loss of the whole batch whatever is invalid where (SimMIM divides by the batch's count: the same if all is valid).
+The mask lives on ground, so sensors of any pixel size share it. Losses are normalised per sample: the mean over ranks
+is the loss of the whole batch whatever is invalid (SimMIM divides by the batch's count: the same if all is valid).
 Legend: B samples (dates counted as samples), S sensors, C channel, Y X pixels, y x tokens.
 """
 
@@ -60,7 +60,7 @@ class MsgfmConfig:
 class Panel:
     """One sensor of a reconstruction, in physical units: what was there, what was hidden, what was predicted.
 
-    target, prediction (B, C, Y, X); is_hidden, is_valid (B, Y, X). If is_source, the input was `target` where not hidden.
+    target, prediction (B, C, Y, X); is_hidden, is_valid (B, Y, X). If is_source, the input was the visible target.
     """
 
     is_source: bool
@@ -97,7 +97,7 @@ class Msgfm(nn.Module):
         initialise(self.decoders, generator)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached reconstruction, balance, and 'l1/<source>-><target>' per sensor of `batch`.
+        """Return scalars: loss, and detached reconstruction, balance, 'l1/<source>-><target>' per sensor of `batch`.
 
         An l1 term is the mean over the samples that had this target, 0 if none had. The generator is a CPU generator.
         """
@@ -176,7 +176,7 @@ class Msgfm(nn.Module):
         return _Prediction(source.name, mask_Byx, balance, predicted, target, level)
 
     def _draw_targets(self, batch: Batch, sensors: list[SensorSpec], source: str, generator: torch.Generator) -> Tensor:
-        """Return (S, B) bool, one True per sample: with the given probability a present other sensor, else the source."""
+        """Return (S, B) bool, one True per sample: another present sensor with the set probability, else the source."""
         is_other_SB = torch.stack([_is_present(batch.tiles[s.name]) & (s.name != source) for s in sensors]).cpu()
         num_sensors, num_samples = is_other_SB.shape
         is_cross_B = torch.rand(num_samples, generator=generator) < self.config.cross_sensor_probability

@@ -1,0 +1,197 @@
+"""terraloom coregister SCENES ARCHIVE: register scenes to each other and cut them into an archive, as Ray tasks."""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import ray
+
+from jobs.archives import TASK_CPUS, inventory, write_statistics
+from jobs.progress import gather
+from pipeline import storage
+from pipeline.archive import Archive, create_archive
+from pipeline.coregister import (
+    CoregisterConfig,
+    LabelRaster,
+    build_tiles,
+    common_sensors,
+    comparison_grid,
+    label_definitions,
+    read_label_rasters,
+    read_structure,
+    references,
+    register_scene,
+)
+from pipeline.errors import InputError
+from pipeline.grid import Grid, ShardCell, split_of
+from pipeline.registration import REFERENCE, Registration, unregistered
+from pipeline.scene import Scene, read_scenes
+from pipeline.sensors import Sensor
+
+NUM_PICTURES = 4
+PICTURE_PX = 192
+
+
+def coregister(scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None) -> dict[str, Any]:
+    """Fill the archive from the scenes. Shards made from the same scenes with the same settings are left alone."""
+    scenes, refused = read_scenes(scenes_url)
+    rasters = read_label_rasters(labels) if labels else []
+    if not scenes:
+        raise InputError(f"no usable scene in '{scenes_url}': {_reasons(refused)}")
+    chosen = references(scenes, config.reference) if config.register else {}
+    registrations, unreadable = _register_all(scenes, chosen, config)
+    refused |= unreadable
+    usable = [scene for scene in scenes if scene.id not in unreadable]
+    if not usable:
+        raise InputError(f"none of the {len(scenes)} scenes in '{scenes_url}' can be read: {_reasons(refused)}")
+    sensors = common_sensors(usable)
+    archive = create_archive(archive_url, grid, sensors, label_definitions(rasters))
+    by_cell: dict[ShardCell, list[Scene]] = {}
+    for scene in usable:
+        for cell in grid.cells_over(scene.footprint):
+            by_cell.setdefault(cell, []).append(scene)
+    written, skipped, failed = _write_all(archive, by_cell, sensors, registrations, rasters, config)
+    refused |= failed
+    if written:
+        write_statistics(archive)
+        _save_pictures(archive, usable, chosen, registrations)
+    report = {
+        "scenes": {s.id: {"sensor": s.sensor.name, "time": s.time, **asdict(registrations[s.id])} for s in usable},
+        "refused": refused,
+        "settings": asdict(config),
+    }
+    storage.write_json(storage.join(archive.url, "reports", "coregister.json"), report)
+    moved = [r for r in registrations.values() if r.shift_m != (0.0, 0.0)]
+    return {
+        "archive": archive.url,
+        "scenes": len(usable),
+        "scenes_moved": len(moved),
+        "refused": refused,
+        "shards_written": written,
+        "shards_up_to_date": skipped,
+        **inventory(archive),
+    }
+
+
+@ray.remote(num_cpus=TASK_CPUS)
+def _register(scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float) -> Registration | str:
+    try:
+        return register_scene(scene, reference, reference_shift_m, max_shift_m)
+    except InputError as error:
+        return str(error)
+
+
+def _register_all(
+    scenes: list[Scene], chosen: dict[str, Scene | None], config: CoregisterConfig
+) -> tuple[dict[str, Registration], dict[str, str]]:
+    """Register every scene after the one it follows; return registrations and {scene id: reason} of unreadable scenes."""
+    if not config.register:
+        return {scene.id: unregistered("registration switched off") for scene in scenes}, {}
+    done: dict[str, Registration] = {s.id: REFERENCE for s in scenes if chosen[s.id] is None}
+    unreadable: dict[str, str] = {}
+    waiting = [s for s in scenes if chosen[s.id] is not None]
+    while waiting:
+        ready = [s for s in waiting if _followed(s, chosen).id in done or _followed(s, chosen).id in unreadable]
+        tasks = {}
+        for scene in ready:
+            reference = _followed(scene, chosen)
+            if reference.id in unreadable:
+                done[scene.id] = unregistered(f"its reference {reference.id} cannot be read")
+            else:
+                tasks[_register.remote(scene, reference, done[reference.id].shift_m, config.max_shift_m)] = scene.id
+        for scene_id, found in gather(tasks, "register"):
+            if isinstance(found, str):
+                unreadable[scene_id] = found
+            else:
+                done[scene_id] = found
+        waiting = [s for s in waiting if s not in ready]
+    return done, unreadable
+
+
+def _followed(scene: Scene, chosen: dict[str, Scene | None]) -> Scene:
+    reference = chosen[scene.id]
+    assert reference is not None
+    return reference
+
+
+@ray.remote(num_cpus=TASK_CPUS)
+def _write_shard(
+    archive: Archive,
+    cell: ShardCell,
+    scenes: list[Scene],
+    sensors: dict[str, Sensor],
+    registrations: dict[str, Registration],
+    rasters: list[LabelRaster],
+    config: CoregisterConfig,
+    inputs: str,
+) -> tuple[int, dict[str, str]]:
+    tiles, refused = build_tiles(cell, archive.grid, scenes, sensors, registrations, rasters, config.min_valid_fraction)
+    return (archive.publish(cell.id, split_of(cell), tiles, inputs) if tiles else 0), refused
+
+
+def _write_all(
+    archive: Archive,
+    by_cell: dict[ShardCell, list[Scene]],
+    sensors: dict[str, Sensor],
+    registrations: dict[str, Registration],
+    rasters: list[LabelRaster],
+    config: CoregisterConfig,
+) -> tuple[int, int, dict[str, str]]:
+    tasks, skipped = {}, 0
+    shared = ray.put(archive), ray.put(registrations), ray.put(rasters)
+    for cell, scenes in sorted(by_cell.items(), key=lambda entry: entry[0].id):
+        inputs = _inputs_digest(scenes, sensors, registrations, rasters, config)
+        if archive.inputs_of(cell.id) == inputs:
+            skipped += 1
+            continue
+        tasks[_write_shard.remote(shared[0], cell, scenes, sensors, shared[1], shared[2], config, inputs)] = cell.id
+    written, refused = 0, {}
+    for _, (num_tiles, failed) in gather(tasks, "shards"):
+        written += num_tiles > 0
+        refused |= failed
+    return written, skipped, refused
+
+
+def _inputs_digest(
+    scenes: list[Scene],
+    sensors: dict[str, Sensor],
+    registrations: dict[str, Registration],
+    rasters: list[LabelRaster],
+    config: CoregisterConfig,
+) -> str:
+    facts = [
+        sorted((s.id, [asdict(a) for a in s.assets], s.cloud_href, registrations[s.id].shift_m) for s in scenes),
+        [sensors[name].model_dump() for name in sorted({s.sensor.name for s in scenes})],
+        [asdict(raster) for raster in rasters],
+        asdict(config),
+    ]
+    return hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def _save_pictures(
+    archive: Archive, scenes: list[Scene], chosen: dict[str, Scene | None], registrations: dict[str, Registration]
+) -> None:
+    """Keep small reference / before / after images of the scenes that moved most, one per sensor first, for the report."""
+    moved = [s for s in scenes if registrations[s.id].shift_m != (0.0, 0.0)]
+    moved.sort(key=lambda s: -float(np.hypot(*registrations[s.id].shift_m)))
+    firsts = {s.sensor.name: s for s in reversed(moved)}
+    ordered = [*firsts.values(), *(s for s in moved if s not in firsts.values())][:NUM_PICTURES]
+    arrays = {}
+    for scene in ordered:
+        reference = _followed(scene, chosen)
+        whole = comparison_grid(scene, reference)
+        middle = (slice(whole.shape.y // 2 - PICTURE_PX // 2, None), slice(whole.shape.x // 2 - PICTURE_PX // 2, None))
+        geobox = whole[tuple(slice(max(0, s.start), max(0, s.start) + PICTURE_PX) for s in middle)]
+        arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, registrations[reference.id].shift_m)[0].mean(axis=0)
+        arrays[f"{scene.id}/before"] = read_structure(scene, geobox)[0].mean(axis=0)
+        arrays[f"{scene.id}/after"] = read_structure(scene, geobox, registrations[scene.id].shift_m)[0].mean(axis=0)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    storage.write_bytes(storage.join(archive.url, "reports", "registration.npz"), buffer.getvalue())
+
+
+def _reasons(refused: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:3]) or "it is empty"

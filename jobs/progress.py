@@ -1,0 +1,40 @@
+"""Progress of long work: a bar on a terminal, one line per interval elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+INTERVAL_SECONDS = 10.0
+
+
+def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """Yield `items`, saying on standard error how far it is."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(items, label, total=total, console=console)
+        return
+    shown = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - shown > INTERVAL_SECONDS or count == total:
+            shown = time.monotonic()
+            print(f"{label}: {count}/{total}", file=sys.stderr, flush=True)
+
+
+def gather(references: dict[Any, T], label: str) -> Iterator[tuple[T, Any]]:
+    """Yield (key, result) of Ray tasks as they finish, given {reference: key}."""
+    pending = list(references)
+
+    def finished() -> Iterator[tuple[T, Any]]:
+        nonlocal pending
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
+            yield references[done[0]], ray.get(done[0])
+
+    yield from progress(finished(), len(references), label)
