@@ -1,0 +1,54 @@
+"""terraloom distill RECIPE TEACHER_RUN ARCHIVE RUN: teach a small encoder what a pretrained one knows."""
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.run import Run, require_run
+from cluster.training import Job, train
+from models.encoder import Encoder
+from models.sensor import SensorSpec
+from pipeline import storage
+from pipeline.archive import open_archive
+
+
+def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_url: str) -> dict[str, Any]:
+    """Distil the encoder of a finished `pretrain` run; goes on where it was interrupted."""
+    run, archive = Run(run_url, "distill"), storage.absolute(archive)
+    teacher_run = require_run(teacher_url, "pretrain", "model/config.json")
+    open_archive(archive)
+    inputs = {"recipe": recipe_name, "teacher": teacher_run.url, "archive": archive}
+    if finished := run.begin(recipe, inputs):
+        return finished
+    facts = train(
+        Job(
+            run_url=run.url,
+            archive_url=archive,
+            name="distill",
+            config=recipe.train,
+            build=partial(_build, recipe, teacher_run.path("model")),
+            extra={"recipe": recipe_name, "teacher": teacher_run.url, "settings": asdict(recipe)},
+        )
+    )
+    teacher, student = load_encoder(teacher_run.path("model")), load_encoder(run.path("model"))
+    sizes = {
+        "teacher_parameters": teacher.num_parameters,
+        "teacher_active_parameters": teacher.num_active_parameters,
+        "student_parameters": student.num_parameters,
+        "times_smaller": round(teacher.num_parameters / student.num_parameters, 1),
+        "times_smaller_active": round(teacher.num_active_parameters / student.num_parameters, 1),
+    }
+    return run.finish({"recipe": recipe_name, **inputs, "model": run.path("model"), **sizes, **facts})
+
+
+def load_encoder(model_url: str) -> Encoder:
+    """Load an encoder from a local or `s3://` model folder."""
+    with storage.local_copy(model_url) as folder:
+        return Encoder.load(folder)
+
+
+def _build(recipe: Any, teacher_url: str, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> nn.Module:
+    return recipe.build(sensors, load_encoder(teacher_url), generator)
