@@ -37,7 +37,9 @@ def sensor_specs(archive: Archive) -> tuple[SensorSpec, ...]:
     statistics = archive.read_statistics()["sensors"]
     missing = sorted(set(statistics) - set(archive.sensors))
     if missing:
-        raise InputError(f"statistics.json of '{archive.url}' names sensors {missing} that archive.json lacks; run the job again")
+        raise InputError(
+            f"statistics.json of '{archive.url}' names sensors {missing} that archive.json lacks; run the job again"
+        )
     return tuple(_spec(archive.sensors[name], values) for name, values in sorted(statistics.items()))
 
 

@@ -43,7 +43,9 @@ class Run:
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append to events.jsonl and say it in one line on standard error."""
-        storage.append_line(self.path("events.jsonl"), json.dumps({"time": time.time(), "event": kind, **facts}, default=str))
+        storage.append_line(
+            self.path("events.jsonl"), json.dumps({"time": time.time(), "event": kind, **facts}, default=str)
+        )
         print(f"[{self.job}] {kind}: " + ", ".join(f"{k} {v}" for k, v in facts.items()), file=sys.stderr, flush=True)
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:

@@ -55,10 +55,17 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
-        if min(self.num_steps, self.batch_size, self.lanes, self.workers, self.checkpoint_every, self.window_shards) < 1:
-            raise InputError("num_steps, batch_size, lanes, workers, checkpoint_every and window_shards must be at least 1")
+        if (
+            min(self.num_steps, self.batch_size, self.lanes, self.workers, self.checkpoint_every, self.window_shards)
+            < 1
+        ):
+            raise InputError(
+                "num_steps, batch_size, lanes, workers, checkpoint_every and window_shards must be at least 1"
+            )
         if self.lanes % self.workers:
-            raise InputError(f"{self.lanes} lanes cannot be shared evenly by {self.workers} workers; make lanes a multiple")
+            raise InputError(
+                f"{self.lanes} lanes cannot be shared evenly by {self.workers} workers; make lanes a multiple"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,14 @@ def make_plan(archive_url: str, config: TrainConfig) -> Plan:
         raise InputError(f"archive '{archive_url}' has no tile in its train split; add ground until it has")
     unknown = {name for s in config.sensor_sets for name in s} - set(train["sensor"])
     if unknown:
-        raise InputError(f"sensor_sets name {sorted(unknown)}, the archive's train split has {sorted(set(train['sensor']))}")
+        raise InputError(
+            f"sensor_sets name {sorted(unknown)}, the archive's train split has {sorted(set(train['sensor']))}"
+        )
     sets = list(config.sensor_sets) or sensor_sets(train, archive.sensors)
     tables = [samples(train, sensor_set) for sensor_set in sets]
-    plans = [SetPlan(s, t, config.lanes, config.batch_size, config.window_shards, config.seed) for s, t in zip(sets, tables)]
+    plans = [
+        SetPlan(s, t, config.lanes, config.batch_size, config.window_shards, config.seed) for s, t in zip(sets, tables)
+    ]
     return Plan(plans, [float(len(table)) for table in tables])
 
 

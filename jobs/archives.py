@@ -81,7 +81,9 @@ def verify(url: str) -> dict[str, Any]:
     orphans = set(storage.names(storage.join(url, "shards"))) - {f"{shard}.zarr" for shard in catalog["shard"]}
     if faults:
         shown = "; ".join(sorted(faults)[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise InputError(f"archive '{url}' has {len(faults)} faults: {shown}; remove the catalog parts of these shards and run the job again")
+        raise InputError(
+            f"archive '{url}' has {len(faults)} faults: {shown}; remove the catalog parts of these shards and run the job again"
+        )
     return {"archive": archive.url, "faults": 0, "unpublished_shards": len(orphans), **inventory(archive)}
 
 

@@ -35,7 +35,9 @@ NUM_PICTURES = 4
 PICTURE_PX = 192
 
 
-def coregister(scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None) -> dict[str, Any]:
+def coregister(
+    scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None
+) -> dict[str, Any]:
     """Fill the archive from the scenes. Shards made from the same scenes with the same settings are left alone."""
     scenes, refused = read_scenes(scenes_url)
     rasters = read_label_rasters(labels) if labels else []
@@ -77,7 +79,9 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
 
 
 @ray.remote(num_cpus=TASK_CPUS)
-def _register(scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float) -> Registration | str:
+def _register(
+    scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float
+) -> Registration | str:
     try:
         return register_scene(scene, reference, reference_shift_m, max_shift_m)
     except InputError as error:
@@ -185,7 +189,9 @@ def _save_pictures(
         whole = comparison_grid(scene, reference)
         middle = (slice(whole.shape.y // 2 - PICTURE_PX // 2, None), slice(whole.shape.x // 2 - PICTURE_PX // 2, None))
         geobox = whole[tuple(slice(max(0, s.start), max(0, s.start) + PICTURE_PX) for s in middle)]
-        arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, registrations[reference.id].shift_m)[0].mean(axis=0)
+        arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, registrations[reference.id].shift_m)[
+            0
+        ].mean(axis=0)
         arrays[f"{scene.id}/before"] = read_structure(scene, geobox)[0].mean(axis=0)
         arrays[f"{scene.id}/after"] = read_structure(scene, geobox, registrations[scene.id].shift_m)[0].mean(axis=0)
     buffer = io.BytesIO()

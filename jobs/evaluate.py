@@ -52,14 +52,18 @@ class View:
     split: np.ndarray
 
 
-def evaluate(task: str, model_url: str, also: tuple[str, ...], data: str | None, run_url: str, config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(
+    task: str, model_url: str, also: tuple[str, ...], data: str | None, run_url: str, config: EvaluateConfig
+) -> dict[str, Any]:
     """Probe the model of `model_url`, those of `also`, and the baselines on label `task` of an archive."""
     run = Run(run_url, "evaluate")
     models = [require_run(url, ("pretrain", "distill"), "model/config.json") for url in (model_url, *also)]
     archive = open_archive(data or storage.read_json(models[0].path("config.json"))["inputs"]["archive"])
     if task not in archive.labels:
         known = ", ".join(sorted(archive.labels)) or "none"
-        raise InputError(f"task '{task}' is no label of archive '{archive.url}' (labels: {known}); coregister it with --labels")
+        raise InputError(
+            f"task '{task}' is no label of archive '{archive.url}' (labels: {known}); coregister it with --labels"
+        )
     encoders = {_title(m, i): ModelFeatures(m.path("model")) for i, m in enumerate(models)}
     first = next(iter(encoders.values())).load()
     catalog = archive.catalog()
@@ -93,19 +97,28 @@ def _views(catalog: pd.DataFrame, task: str, label: Label, encoder: Encoder, con
     wanted = set(config.sensors) or known
     usable = catalog["sensor"].isin(known & wanted).to_numpy() & ~np.isnan(values)
     if not usable.any():
-        raise InputError(f"no tile of {sorted(wanted)} has label '{task}' that the model knows (model: {sorted(known)})")
+        raise InputError(
+            f"no tile of {sorted(wanted)} has label '{task}' that the model knows (model: {sorted(known)})"
+        )
     labelled = catalog[usable].assign(label=values[usable])
     views = _tile_views(labelled) if label.scope == "tile" else [_site_view(labelled)]
     for view in views:
         counts = {split: int((view.split == split).sum()) for split in ("train", "val", "test")}
         if min(counts.values()) < 2:
-            raise InputError(f"label '{task}' of {view.name} has {counts} samples by split; each split needs at least 2")
+            raise InputError(
+                f"label '{task}' of {view.name} has {counts} samples by split; each split needs at least 2"
+            )
     return views
 
 
 def _tile_views(labelled: pd.DataFrame) -> list[View]:
     return [
-        View(str(name), {str(name): group.index.to_numpy()[:, None]}, group["label"].to_numpy(), group["split"].to_numpy(str))
+        View(
+            str(name),
+            {str(name): group.index.to_numpy()[:, None]},
+            group["label"].to_numpy(),
+            group["split"].to_numpy(str),
+        )
         for name, group in labelled.groupby("sensor")
     ]
 
@@ -203,7 +216,9 @@ def _scratch_all(
     shared = ray.put(archive)
     tasks = {}
     for view in views:
-        places = {n: catalog.loc[t.ravel(), ["shard", "row"]].to_numpy().reshape(*t.shape, 2) for n, t in view.tiles.items()}
+        places = {
+            n: catalog.loc[t.ravel(), ["shard", "row"]].to_numpy().reshape(*t.shape, 2) for n, t in view.tiles.items()
+        }
         for seed in range(config.seeds):
             ref = remote.remote(shared, encoder.config, places, view.labels, view.split, settings, seed)
             tasks[ref] = view.name
@@ -219,7 +234,11 @@ def _notes(table: list[dict[str, Any]], metric: str) -> list[str]:
     """Say in words what the table shows of the first model against the baselines, per sensor, good or bad."""
     notes = []
     for sensors in sorted({row["sensors"] for row in table}):
-        best = {row["model"]: row for row in sorted(table, key=lambda r: r["mean"]) if row["sensors"] == sensors and row["method"] == "linear"}
+        best = {
+            row["model"]: row
+            for row in sorted(table, key=lambda r: r["mean"])
+            if row["sensors"] == sensors and row["method"] == "linear"
+        }
         if "pretrained" not in best:
             continue
         own = best["pretrained"]["mean"]

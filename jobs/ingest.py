@@ -18,7 +18,9 @@ PLACES_PER_SHARD = 16
 
 
 @ray.remote(num_cpus=TASK_CPUS)
-def _write_shard(archive: Archive, layout: str, folder: str, shard: str, split: str, places: list[str], inputs: str) -> int:
+def _write_shard(
+    archive: Archive, layout: str, folder: str, shard: str, split: str, places: list[str], inputs: str
+) -> int:
     module = load_layout(layout)
     tiles = [tile for place in places for tile in module.tiles(folder, place, archive.grid)]
     return archive.publish(shard, split, tiles, inputs) if tiles else 0
@@ -43,4 +45,10 @@ def ingest(layout: str, folder: str, archive_url: str, grid: Grid) -> dict[str, 
     written = sum(num_tiles > 0 for _, num_tiles in gather(tasks, f"ingest {layout}"))
     if written:
         write_statistics(archive)
-    return {"archive": archive.url, "layout": layout, "places": len(places), "shards_written": written, **inventory(archive)}
+    return {
+        "archive": archive.url,
+        "layout": layout,
+        "places": len(places),
+        "shards_written": written,
+        **inventory(archive),
+    }

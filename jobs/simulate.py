@@ -14,7 +14,12 @@ def simulate_planet(out: str, config: SimulateConfig) -> dict[str, Any]:
     """Render a planet into `out` and describe its scenes in `out/scenes/scenes.json`."""
     summary = simulate(Path(out), config)
     catalog = scan_folder(storage.join(out, "scenes"), None, None, None)
-    return {"out": storage.absolute(out), "catalog": catalog["catalog"], "labels": storage.absolute(storage.join(out, "truth")), **summary}
+    return {
+        "out": storage.absolute(out),
+        "catalog": catalog["catalog"],
+        "labels": storage.absolute(storage.join(out, "truth")),
+        **summary,
+    }
 
 
 def scan_folder(folder: str, sensor: str | None, time: str | None, out: str | None) -> dict[str, Any]:
@@ -22,7 +27,9 @@ def scan_folder(folder: str, sensor: str | None, time: str | None, out: str | No
     try:
         when = datetime.fromisoformat(time).replace(tzinfo=UTC) if time else None
     except ValueError:
-        raise InputError(f"datetime '{time}' is not ISO 8601; expected for example 2018-05-01 or 2018-05-01T10:30:00") from None
+        raise InputError(
+            f"datetime '{time}' is not ISO 8601; expected for example 2018-05-01 or 2018-05-01T10:30:00"
+        ) from None
     items, refused = scan(folder, sensor, when)
     if not items:
         shown = "; ".join(f"{file}: {reason}" for file, reason in list(refused.items())[:3])

@@ -73,7 +73,9 @@ def references(scenes: Sequence[Scene], sensor_name: str | None) -> dict[str, Sc
             earlier = [other for other in over if (other.time, other.id) < (scene.time, scene.id)]
             chosen[scene.id] = earlier[0] if earlier else None
         else:
-            chosen[scene.id] = max(over, key=lambda o: (round(_overlap(o, scene), 1), -abs(o.time - scene.time)), default=None)
+            chosen[scene.id] = max(
+                over, key=lambda o: (round(_overlap(o, scene), 1), -abs(o.time - scene.time)), default=None
+            )
     return chosen
 
 
@@ -90,11 +92,18 @@ def comparison_grid(scene: Scene, reference: Scene) -> GeoBox:
     bounds = overlap.to_crs(zone_crs(zone)).boundingbox
     side = MAX_COMPARED_PX * gsd / 2
     x, y = (bounds.left + bounds.right) / 2, (bounds.bottom + bounds.top) / 2
-    outline = (max(bounds.left, x - side), max(bounds.bottom, y - side), min(bounds.right, x + side), min(bounds.top, y + side))
+    outline = (
+        max(bounds.left, x - side),
+        max(bounds.bottom, y - side),
+        min(bounds.right, x + side),
+        min(bounds.top, y + side),
+    )
     return GeoBox.from_bbox(outline, zone_crs(zone), resolution=gsd)
 
 
-def read_structure(scene: Scene, geobox: GeoBox, shift_m: tuple[float, float] = (0.0, 0.0)) -> tuple[np.ndarray, np.ndarray]:
+def read_structure(
+    scene: Scene, geobox: GeoBox, shift_m: tuple[float, float] = (0.0, 0.0)
+) -> tuple[np.ndarray, np.ndarray]:
     """Return up to three bands for comparison (band, y, x), and (y, x) bool where they are clear of gaps and cloud."""
     pixels, is_valid = scene.read(geobox, structure_bands(scene), shift_m)
     return pixels, is_valid & ~scene.read_cloud(geobox, shift_m)
@@ -105,7 +114,9 @@ def structure_bands(scene: Scene) -> tuple[str, ...]:
     known = [band for band in present if band.wavelength_nm is not None]
     if len(present) <= 3 or not known:
         return tuple(band.name for band in present[:3])
-    nearest = [min(known, key=lambda b: abs((b.wavelength_nm or 0) - wanted)).name for wanted in STRUCTURE_WAVELENGTHS_NM]
+    nearest = [
+        min(known, key=lambda b: abs((b.wavelength_nm or 0) - wanted)).name for wanted in STRUCTURE_WAVELENGTHS_NM
+    ]
     return tuple(dict.fromkeys(nearest))
 
 
@@ -140,9 +151,13 @@ def read_label_rasters(folder: str) -> list[LabelRaster]:
             tags = source.tags()
         if "CLASSES" in tags:
             time = datetime.fromisoformat(tags["DATETIME"])
-            rasters.append(LabelRaster(path.stem.rpartition("_")[0], str(path.resolve()), tuple(json.loads(tags["CLASSES"])), time))
+            rasters.append(
+                LabelRaster(path.stem.rpartition("_")[0], str(path.resolve()), tuple(json.loads(tags["CLASSES"])), time)
+            )
     if not rasters:
-        raise InputError(f"no label raster in '{folder}'; expected GeoTIFFs with the tags CLASSES (JSON list) and DATETIME")
+        raise InputError(
+            f"no label raster in '{folder}'; expected GeoTIFFs with the tags CLASSES (JSON list) and DATETIME"
+        )
     return rasters
 
 
@@ -181,7 +196,19 @@ def build_tiles(
             if is_clear[window].mean() < min_valid_fraction:
                 continue
             current = _current_labels(classes, scene.time, site)
-            tiles.append(_tile(scene, sensor, site, grid, stored[:, *window], is_clear[window], is_cloud[window], registration, current))
+            tiles.append(
+                _tile(
+                    scene,
+                    sensor,
+                    site,
+                    grid,
+                    stored[:, *window],
+                    is_clear[window],
+                    is_cloud[window],
+                    registration,
+                    current,
+                )
+            )
     return _ranked(tiles), refused
 
 

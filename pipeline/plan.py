@@ -32,10 +32,18 @@ class SetPlan:
     """The lanes of one sensor set. `samples` is `views.samples`; `batch_size` samples a micro-batch and lane."""
 
     def __init__(
-        self, sensor_set: SensorSet, samples: pd.DataFrame, num_lanes: int, batch_size: int, window_shards: int, seed: int
+        self,
+        sensor_set: SensorSet,
+        samples: pd.DataFrame,
+        num_lanes: int,
+        batch_size: int,
+        window_shards: int,
+        seed: int,
     ):
         if len(samples) < num_lanes:
-            raise InputError(f"{len(samples)} samples of {', '.join(sensor_set)} for {num_lanes} lanes; use fewer lanes or more data")
+            raise InputError(
+                f"{len(samples)} samples of {', '.join(sensor_set)} for {num_lanes} lanes; use fewer lanes or more data"
+            )
         self.sensor_set = sensor_set
         self.samples = samples
         self.num_lanes = num_lanes

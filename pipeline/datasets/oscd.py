@@ -85,7 +85,11 @@ def _register(folder: Path, sensor: Sensor, shape: tuple[int, int], first: np.nd
 
 
 def _stack(
-    folder: Path, sensor: Sensor, shape: tuple[int, int], shift_px: tuple[float, float], bands: tuple[str, ...] | None = None
+    folder: Path,
+    sensor: Sensor,
+    shape: tuple[int, int],
+    shift_px: tuple[float, float],
+    bands: tuple[str, ...] | None = None,
 ) -> np.ndarray:
     """Return (band, y, x) on the 10 m grid of `shape`, content moved by `shift_px` (rows, columns), resampled once."""
     names = bands or sensor.band_names

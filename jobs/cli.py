@@ -1,0 +1,363 @@
+"""The command `terraloom`: arguments in, one job run, its summary out.
+
+Exit status 0: done. 2: the input is wrong, one line says what to do. 1: anything else, with the traceback.
+"""
+
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+from pydantic import ValidationError
+from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional
+
+from models.errors import InputError as ModelInputError
+from pipeline.errors import InputError
+
+USAGE = """usage: terraloom JOB ... [--json]
+
+  simulate   OUT                               render a synthetic planet: scenes of four sensors with known truth
+  scan       FOLDER                            describe plain raster files as a STAC catalog
+  coregister SCENES ARCHIVE                    register scenes to each other and cut them into an archive
+  ingest     LAYOUT FOLDER ARCHIVE             put ready-made chips into an archive
+  verify     ARCHIVE                           prove an archive's checksums, counts and value ranges
+  pretrain   RECIPE ARCHIVE RUN                train a foundation model
+  distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
+  evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
+  report     RUN...                            one HTML page about runs
+  sensors    [NAME]                            list the known sensors, or show one
+  submit     [--address URL] JOB ...           run a job on a Ray cluster through its job server
+
+terraloom JOB --help says more. --json: the last line on standard output is the summary as JSON.
+"""
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """Render a synthetic planet: raw scenes of four sensors, several dates, with everything that is true beside them."""
+
+    out: Positional[str]
+    """Folder for the planet."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Describe the raster files under a folder as a STAC ItemCollection; files that do not say enough are listed."""
+
+    folder: Positional[str]
+    sensor: str | None = None
+    """Sensor of all files: a known name or the path of a sensor YAML; default: from tags and names."""
+    datetime: str | None = None
+    """ISO 8601 acquisition time for files that state none."""
+    out: str | None = None
+    """Where to write the catalog; default: FOLDER/scenes.json."""
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The tiling grid; an archive keeps the one it was begun with."""
+
+    site_size_m: float = 640.0
+    """Side of a site, metres."""
+    shard_sites: int = 4
+    """Sites along one side of a shard."""
+
+
+@dataclass(frozen=True)
+class Coregister:
+    """Register scenes to each other and cut them into an archive. Doing it again does only what is missing."""
+
+    scenes: Positional[str]
+    """STAC ItemCollection or catalog, or a folder with scenes.json; local or s3://."""
+    archive: Positional[str]
+    grid: GridOptions = field(default_factory=GridOptions)
+    reference: str | None = None
+    """Sensor that the others are registered to; default: the reflectance sensor with most scenes."""
+    max_shift_m: float = 60.0
+    """Largest shift searched for, metres."""
+    min_valid_fraction: float = 0.3
+    """Tiles with a smaller share of clear, covered pixels are not kept."""
+    register: bool = True
+    """False only reprojects."""
+    labels: str | None = None
+    """Folder of label rasters <name>_<date>.tif with the tags CLASSES (JSON list) and DATETIME."""
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Put ready-made chips, with or without a CRS, into an archive."""
+
+    layout: Positional[str]
+    folder: Positional[str]
+    archive: Positional[str]
+    grid: GridOptions = field(default_factory=GridOptions)
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Prove every checksum, count and value range of an archive."""
+
+    archive: Positional[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one static HTML page about one or several runs."""
+
+    runs: Positional[tuple[str, ...]]
+    out: str | None = None
+    """Path of the page; default: report.html in the first run's folder."""
+
+
+def _simulate(arguments: list[str]) -> dict[str, Any]:
+    from jobs.simulate import simulate_planet
+    from pipeline.simulate import SimulateConfig
+
+    @dataclass(frozen=True)
+    class Options(Simulate):
+        config: OmitArgPrefixes[SimulateConfig] = field(default_factory=SimulateConfig)
+
+    options = _parse(Options, arguments, "simulate", Simulate.__doc__)
+    return simulate_planet(options.out, options.config)
+
+
+def _scan(arguments: list[str]) -> dict[str, Any]:
+    from jobs.simulate import scan_folder
+
+    options = _parse(Scan, arguments, "scan")
+    return scan_folder(options.folder, options.sensor, options.datetime, options.out)
+
+
+def _coregister(arguments: list[str]) -> dict[str, Any]:
+    from cluster.connect import connect
+    from jobs.coregister import coregister
+    from pipeline.coregister import CoregisterConfig
+    from pipeline.grid import Grid
+
+    options = _parse(Coregister, arguments, "coregister")
+    config = CoregisterConfig(options.reference, options.max_shift_m, options.min_valid_fraction, options.register)
+    grid = Grid(options.grid.site_size_m, options.grid.shard_sites)
+    connect()
+    return coregister(options.scenes, options.archive, grid, config, options.labels)
+
+
+def _ingest(arguments: list[str]) -> dict[str, Any]:
+    from cluster.connect import connect
+    from jobs.ingest import ingest
+    from pipeline.datasets import load_layout
+    from pipeline.grid import Grid
+
+    options = _parse(Ingest, arguments, "ingest")
+    load_layout(options.layout).places(options.folder)
+    connect()
+    return ingest(
+        options.layout, options.folder, options.archive, Grid(options.grid.site_size_m, options.grid.shard_sites)
+    )
+
+
+def _verify(arguments: list[str]) -> dict[str, Any]:
+    from cluster.connect import connect
+    from jobs.archives import verify
+    from pipeline.archive import open_archive
+
+    options = _parse(Verify, arguments, "verify")
+    open_archive(options.archive).catalog()
+    connect()
+    return verify(options.archive)
+
+
+def _pretrain(arguments: list[str]) -> dict[str, Any]:
+    from jobs.pretrain import pretrain
+
+    name, recipe = _recipe("pretrain", arguments)
+
+    @dataclass(frozen=True)
+    class Options:
+        archive: Positional[str]
+        run: Positional[str]
+        recipe: OmitArgPrefixes[type(recipe)] = recipe  # type: ignore[valid-type]
+
+    options = _parse(Options, arguments[1:], f"pretrain {name}", f"Train recipe '{name}' on an archive.")
+    return pretrain(name, options.recipe, options.archive, options.run)
+
+
+def _distill(arguments: list[str]) -> dict[str, Any]:
+    from jobs.distill import distill
+
+    name, recipe = _recipe("distill", arguments)
+
+    @dataclass(frozen=True)
+    class Options:
+        teacher_run: Positional[str]
+        archive: Positional[str]
+        run: Positional[str]
+        recipe: OmitArgPrefixes[type(recipe)] = recipe  # type: ignore[valid-type]
+
+    options = _parse(
+        Options, arguments[1:], f"distill {name}", f"Teach recipe '{name}' what a pretrained encoder knows."
+    )
+    return distill(name, options.recipe, options.teacher_run, options.archive, options.run)
+
+
+def _evaluate(arguments: list[str]) -> dict[str, Any]:
+    from cluster.connect import connect
+    from jobs.evaluate import EvaluateConfig, evaluate
+
+    @dataclass(frozen=True)
+    class Options:
+        task: Positional[str]
+        """A label of the archive, such as landcover."""
+        model_run: Positional[str]
+        """Run folder of a finished pretrain or distill."""
+        run: Positional[str]
+        data: str | None = None
+        """Archive with the labels; default: the one the model was trained on."""
+        also: tuple[str, ...] = ()
+        """Run folders of further models for the same table."""
+        config: OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
+
+    options = _parse(Options, arguments, "evaluate", "Probe frozen encoders on an archive's labels, beside baselines.")
+    connect()
+    return evaluate(options.task, options.model_run, options.also, options.data, options.run, options.config)
+
+
+def _report(arguments: list[str]) -> dict[str, Any]:
+    from jobs.report import report
+
+    options = _parse(Report, arguments, "report")
+    return report(list(options.runs), options.out)
+
+
+def _sensors(arguments: list[str]) -> dict[str, Any]:
+    from pipeline.sensors import known_sensors, load_sensor
+
+    @dataclass(frozen=True)
+    class Options:
+        name: Positional[str | None] = None
+        """A known sensor, or the path of a sensor YAML to check; default: list the known ones."""
+
+    options = _parse(Options, arguments, "sensors", "List the known sensors, show one, or check a sensor YAML.")
+    if options.name:
+        return load_sensor(options.name).model_dump(mode="json", exclude_defaults=True)
+    return {name: ", ".join(load_sensor(name).band_names) for name in known_sensors()}
+
+
+def _submit(arguments: list[str]) -> dict[str, Any]:
+    from cluster.submit import submit
+
+    address = None
+    if arguments[:1] == ["--address"]:
+        address, arguments = (arguments[1] if len(arguments) > 1 else None), arguments[2:]
+    if not arguments or arguments[0] not in JOBS or arguments[0] == "submit":
+        raise InputError(
+            "nothing to submit; expected 'terraloom submit [--address URL] JOB ...' with a job and its arguments"
+        )
+    return submit(arguments, address)
+
+
+JOBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+    "simulate": _simulate,
+    "scan": _scan,
+    "coregister": _coregister,
+    "ingest": _ingest,
+    "verify": _verify,
+    "pretrain": _pretrain,
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "report": _report,
+    "sensors": _sensors,
+    "submit": _submit,
+}
+
+
+def _recipe(kind: str, arguments: list[str]) -> tuple[str, Any]:
+    from jobs.recipes import load_recipe, recipes
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        shown = "\n".join(f"  {n:14} {(f.__doc__ or '').splitlines()[0]}" for n, f in recipes(kind).items())
+        inputs = "ARCHIVE RUN" if kind == "pretrain" else "TEACHER_RUN ARCHIVE RUN"
+        print(
+            f"usage: terraloom {kind} RECIPE {inputs} [options]\n\nrecipes:\n{shown}\n\nterraloom {kind} RECIPE --help lists its options."
+        )
+        raise SystemExit(0 if arguments else 2)
+    return arguments[0], load_recipe(kind, arguments[0])
+
+
+def _parse(kind: Any, arguments: list[str], job: str, description: str | None = None) -> Any:
+    try:
+        return tyro.cli(
+            Annotated[kind, tyro.conf.arg(name="")],
+            args=arguments,
+            prog=f"terraloom {job}",
+            description=description,
+            config=(FlagConversionOff,),
+        )
+    except ValidationError as error:
+        raise InputError(
+            "; ".join(f"{'.'.join(map(str, e['loc'])) or job}: {e['msg']}" for e in error.errors())
+        ) from None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one job and exit."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    wants_json = "--json" in arguments
+    arguments = [a for a in arguments if a != "--json"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        raise SystemExit(0 if arguments else 2)
+    _quiet()
+    try:
+        if arguments[0] not in JOBS:
+            raise InputError(f"job '{arguments[0]}' is unknown (known: {', '.join(JOBS)}); see terraloom --help")
+        summary = JOBS[arguments[0]](arguments[1:])
+    except (InputError, ModelInputError) as error:
+        print(f"terraloom: {_first_cause(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if wants_json:
+        print(json.dumps(summary, default=str), flush=True)
+    else:
+        _show(summary)
+    raise SystemExit(int(summary.get("exit_status", 0)))
+
+
+def _first_cause(error: Exception) -> str:
+    # Errors from Ray tasks carry the original as `cause`; their own text is a traceback.
+    return str(getattr(error, "cause", None) or error)
+
+
+def _quiet() -> None:
+    """Keep libraries from talking over the job: their notices are for those who write programs with them."""
+    for name in ("RAY_DEDUP_LOGS", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0" if name.startswith("RAY_ACCEL") else "1")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for key, value in summary.items():
+        if key != "table":
+            shown = value if isinstance(value, str) else json.dumps(value, default=str)
+            console.print(f"[bold]{key}[/bold]: {shown}", highlight=False, soft_wrap=True)
+    if "table" in summary:
+        table = Table(title=f"{summary['task']} ({summary['metric']})")
+        for column in ("sensors", "model", "method", "mean ± spread", "seeds", "train", "test", "parameters"):
+            table.add_column(column, no_wrap=column == "mean ± spread")
+        for row in summary["table"]:
+            size = f"{row['parameters'] / 1e6:.2f} M" if row["parameters"] else ""
+            score = f"{row['mean']:.3f} ± {row['spread']:.3f}"
+            counts = (str(row["seeds"]), str(row["num_train"]), str(row["num_test"]))
+            table.add_row(row["sensors"], row["model"], row["method"], score, *counts, size)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    importlib.import_module("jobs.cli").main()
