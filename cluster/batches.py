@@ -15,7 +15,7 @@ def to_batch(micro: MicroBatch, index: int | None = None) -> Batch:
     """Return a micro-batch as the models take it; `index` replaces the count of earlier steps of its sensor set."""
     return Batch(
         tiles={name: to_tiles(arrays) for name, arrays in micro.sensors.items()},
-        lonlat=torch.from_numpy(np.asarray(micro.lonlat_deg, np.float64)),
+        lonlat=torch.from_numpy(np.array(micro.lonlat_deg, np.float64)),
         index=micro.step.index if index is None else index,
     )
 
@@ -25,7 +25,7 @@ def to_tiles(arrays: SensorArrays) -> Tiles:
         pixels=torch.from_numpy(np.ascontiguousarray(arrays.pixels)),
         is_valid=torch.from_numpy(np.ascontiguousarray(arrays.is_valid)),
         is_present=torch.ones(arrays.pixels.shape[:2], dtype=torch.bool),
-        time_days=torch.from_numpy(np.asarray(arrays.time_days, np.float64)),
+        time_days=torch.from_numpy(np.array(arrays.time_days, np.float64)),
         bands=arrays.sensor.band_names,
         unit=arrays.sensor.unit,
         gsd_m=arrays.sensor.gsd_m,
@@ -37,9 +37,7 @@ def sensor_specs(archive: Archive) -> tuple[SensorSpec, ...]:
     statistics = archive.read_statistics()["sensors"]
     missing = sorted(set(statistics) - set(archive.sensors))
     if missing:
-        raise InputError(
-            f"statistics.json of '{archive.url}' names sensors {missing} that archive.json lacks; run the job again"
-        )
+        raise InputError(f"statistics.json of '{archive.url}' names sensors {missing} that archive.json lacks; run the job again")
     return tuple(_spec(archive.sensors[name], values) for name, values in sorted(statistics.items()))
 
 

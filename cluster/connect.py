@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 
 import ray
 
@@ -13,9 +14,20 @@ def connect(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    # Ray's own lines are of no use to who runs a job; warnings and errors still come.
-    ray.init(address=address, include_dashboard=False if address is None else None, logging_level=logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.init(
+        address=address,
+        include_dashboard=False if address is None else None,
+        logging_level=logging.ERROR,
+        runtime_env={"worker_process_setup_hook": quiet_libraries},
+    )
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Keep Ray's own notices out of a job's output: they speak to who writes programs with Ray. Errors still come."""
+    for name in ("ray.data", "ray.train", "ray.train.v2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def require_resources(num_workers: int, cpus_per_worker: float, other_cpus: float, gpus_per_worker: float) -> None:

@@ -65,19 +65,13 @@ def _embed(encoder: Encoder, sensor: Sensor, physical: np.ndarray, is_valid: np.
     found = []
     for first in range(0, len(physical), BATCH_SIZE):
         part = slice(first, first + BATCH_SIZE)
-        arrays = SensorArrays(
-            sensor, physical[part, None], is_valid[part, None], np.full((len(physical[part]), 1), np.nan)
-        )
-        batch = Batch(
-            {sensor.name: to_tiles(arrays)}, torch.full((len(physical[part]), 2), torch.nan, dtype=torch.float64)
-        )
+        arrays = SensorArrays(sensor, physical[part, None], is_valid[part, None], np.full((len(physical[part]), 1), np.nan))
+        batch = Batch({sensor.name: to_tiles(arrays)}, torch.full((len(physical[part]), 2), torch.nan, dtype=torch.float64))
         found.append(encoder.encode(batch)[sensor.name].pooled[:, 0].numpy())
     return np.concatenate(found)
 
 
-def features_of_shard(
-    archive: Archive, maker: FeatureMaker, shard: str, sensor_name: str, rows: np.ndarray
-) -> np.ndarray:
+def features_of_shard(archive: Archive, maker: FeatureMaker, shard: str, sensor_name: str, rows: np.ndarray) -> np.ndarray:
     """Return features (N, D) of tiles `rows` of one sensor in one shard."""
     torch.set_num_threads(1)
     sensor = archive.sensors[sensor_name]

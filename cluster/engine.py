@@ -53,9 +53,7 @@ class Engine:
 
     def __init__(self, objective: nn.Module, config: OptimiserConfig, num_steps: int, batch_size: int, accumulate: int):
         self._config, self._num_steps = config, num_steps
-        optimiser = torch.optim.AdamW(
-            parameter_groups(objective, config.weight_decay), config.learning_rate, config.betas
-        )
+        optimiser = torch.optim.AdamW(parameter_groups(objective, config.weight_decay), config.learning_rate, config.betas)
         self._deepspeed, *_ = deepspeed.initialize(
             model=objective,
             optimizer=optimiser,
@@ -96,9 +94,7 @@ class Engine:
         dist.all_reduce(stacked)
         averaged = (stacked / dist.get_world_size()).tolist()
         if not all(map(math.isfinite, averaged)):
-            raise FloatingPointError(
-                f"rank {dist.get_rank()}, step {step}: loss terms are {dict(zip(sorted(totals), averaged))}"
-            )
+            raise FloatingPointError(f"rank {dist.get_rank()}, step {step}: loss terms are {dict(zip(sorted(totals), averaged))}")
         norm = self._deepspeed.get_global_grad_norm()
         return dict(zip(sorted(totals), averaged)) | {"gradient_norm": float(norm or 0.0), "learning_rate": rate}
 

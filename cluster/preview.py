@@ -2,10 +2,10 @@
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from cluster.batches import to_batch
 from cluster.run import Run
@@ -18,7 +18,7 @@ from pipeline.views import samples
 NUM_SAMPLES = 3
 
 
-def save_reconstructions(objective: nn.Module, archive: Archive, plan: Plan, run: Run) -> None:
+def save_reconstructions(objective: Any, archive: Archive, plan: Plan, run: Run) -> None:
     """Write reconstructions.npz: for each sensor set, sensor and source, what `objective.reconstruct` returns.
 
     Objectives without `reconstruct` have nothing to show. Uses tiles outside the train split.

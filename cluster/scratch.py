@@ -91,9 +91,7 @@ def train_from_scratch(
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for first in range(0, len(test), 64):
             chosen = test[first : first + 64]
-            found.append(
-                _answer(settings.kind, model(cache.load(places, chosen, np.zeros(len(chosen), int)))[0].float())
-            )
+            found.append(_answer(settings.kind, model(cache.load(places, chosen, np.zeros(len(chosen), int)))[0].float()))
     return torch.cat(found).numpy()
 
 
@@ -131,10 +129,4 @@ def _loss(kind: str, predicted: Tensor, labels: Tensor) -> Tensor:
 
 
 def _answer(kind: str, predicted: Tensor) -> Tensor:
-    return (
-        predicted.argmax(-1).double()
-        if kind == "class"
-        else predicted[:, 0].sigmoid()
-        if kind == "binary"
-        else predicted[:, 0]
-    )
+    return predicted.argmax(-1).double() if kind == "class" else predicted[:, 0].sigmoid() if kind == "binary" else predicted[:, 0]

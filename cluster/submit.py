@@ -35,9 +35,7 @@ def submit(arguments: list[str], address: str | None) -> dict[str, Any]:
     if version != ray.__version__ and not version.startswith(ray.__version__):
         found = getattr(client, "_ray_version", None) or version
         if found[0].isdigit() and found.count(".") == 2 and found != ray.__version__:
-            raise InputError(
-                f"the cluster runs Ray {found}, this is {ray.__version__}; install the cluster's version here"
-            )
+            raise InputError(f"the cluster runs Ray {found}, this is {ray.__version__}; install the cluster's version here")
     entrypoint = shlex.join(["terraloom", *map(_absolute, arguments)])
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
     job = client.submit_job(entrypoint=entrypoint, runtime_env={"env_vars": variables}, metadata={"job": arguments[0]})

@@ -6,6 +6,7 @@ checkpoint with the numbers it would have had. What is trained comes in as a fun
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -55,17 +56,10 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
-        if (
-            min(self.num_steps, self.batch_size, self.lanes, self.workers, self.checkpoint_every, self.window_shards)
-            < 1
-        ):
-            raise InputError(
-                "num_steps, batch_size, lanes, workers, checkpoint_every and window_shards must be at least 1"
-            )
+        if min(self.num_steps, self.batch_size, self.lanes, self.workers, self.checkpoint_every, self.window_shards) < 1:
+            raise InputError("num_steps, batch_size, lanes, workers, checkpoint_every and window_shards must be at least 1")
         if self.lanes % self.workers:
-            raise InputError(
-                f"{self.lanes} lanes cannot be shared evenly by {self.workers} workers; make lanes a multiple"
-            )
+            raise InputError(f"{self.lanes} lanes cannot be shared evenly by {self.workers} workers; make lanes a multiple")
 
 
 @dataclass(frozen=True)
@@ -90,14 +84,10 @@ def make_plan(archive_url: str, config: TrainConfig) -> Plan:
         raise InputError(f"archive '{archive_url}' has no tile in its train split; add ground until it has")
     unknown = {name for s in config.sensor_sets for name in s} - set(train["sensor"])
     if unknown:
-        raise InputError(
-            f"sensor_sets name {sorted(unknown)}, the archive's train split has {sorted(set(train['sensor']))}"
-        )
+        raise InputError(f"sensor_sets name {sorted(unknown)}, the archive's train split has {sorted(set(train['sensor']))}")
     sets = list(config.sensor_sets) or sensor_sets(train, archive.sensors)
     tables = [samples(train, sensor_set) for sensor_set in sets]
-    plans = [
-        SetPlan(s, t, config.lanes, config.batch_size, config.window_shards, config.seed) for s, t in zip(sets, tables)
-    ]
+    plans = [SetPlan(s, t, config.lanes, config.batch_size, config.window_shards, config.seed) for s, t in zip(sets, tables)]
     return Plan(plans, [float(len(table)) for table in tables])
 
 
@@ -163,7 +153,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     if rank == 0:
         assert recorder
         recorder.flush()
-        trained = job.build(sensor_specs(archive), torch.Generator())
+        trained: Any = job.build(sensor_specs(archive), torch.Generator())
         trained.load_state_dict(weights)
         with storage.staged_folder(run.path("model")) as folder:
             trained.encoder.save(folder, job.extra)
@@ -208,10 +198,9 @@ class _Recorder:
             self.flush()
         if time.monotonic() - self._shown > 3 * self.FLUSH_SECONDS:
             self._shown = time.monotonic()
-            print(
-                f"step {step + 1}/{self._num_steps}  loss {terms['loss']:.4f}  {facts['samples_per_second']:.0f} samples/s",
-                flush=True,
-            )
+            done, speed = f"{step + 1}/{self._num_steps}", facts["samples_per_second"]
+            sys.stderr.write(f"step {done}  loss {terms['loss']:.4f}  {speed:.0f} samples/s\n")
+            sys.stderr.flush()
 
     def flush(self) -> None:
         if self._pending:

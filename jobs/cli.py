@@ -3,10 +3,7 @@
 Exit status 0: done. 2: the input is wrong, one line says what to do. 1: anything else, with the traceback.
 """
 
-import importlib
 import json
-import logging
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -120,7 +117,7 @@ def _simulate(arguments: list[str]) -> dict[str, Any]:
 
     @dataclass(frozen=True)
     class Options(Simulate):
-        config: OmitArgPrefixes[SimulateConfig] = field(default_factory=SimulateConfig)
+        config: OmitArgPrefixes[SimulateConfig] = field(default_factory=lambda: SimulateConfig())
 
     options = _parse(Options, arguments, "simulate", Simulate.__doc__)
     return simulate_planet(options.out, options.config)
@@ -155,9 +152,7 @@ def _ingest(arguments: list[str]) -> dict[str, Any]:
     options = _parse(Ingest, arguments, "ingest")
     load_layout(options.layout).places(options.folder)
     connect()
-    return ingest(
-        options.layout, options.folder, options.archive, Grid(options.grid.site_size_m, options.grid.shard_sites)
-    )
+    return ingest(options.layout, options.folder, options.archive, Grid(options.grid.site_size_m, options.grid.shard_sites))
 
 
 def _verify(arguments: list[str]) -> dict[str, Any]:
@@ -174,13 +169,13 @@ def _verify(arguments: list[str]) -> dict[str, Any]:
 def _pretrain(arguments: list[str]) -> dict[str, Any]:
     from jobs.pretrain import pretrain
 
-    name, recipe = _recipe("pretrain", arguments)
+    name, chosen = _recipe("pretrain", arguments)
 
     @dataclass(frozen=True)
     class Options:
         archive: Positional[str]
         run: Positional[str]
-        recipe: OmitArgPrefixes[type(recipe)] = recipe  # type: ignore[valid-type]
+        recipe: OmitArgPrefixes[type(chosen)] = chosen  # type: ignore[valid-type]
 
     options = _parse(Options, arguments[1:], f"pretrain {name}", f"Train recipe '{name}' on an archive.")
     return pretrain(name, options.recipe, options.archive, options.run)
@@ -189,18 +184,16 @@ def _pretrain(arguments: list[str]) -> dict[str, Any]:
 def _distill(arguments: list[str]) -> dict[str, Any]:
     from jobs.distill import distill
 
-    name, recipe = _recipe("distill", arguments)
+    name, chosen = _recipe("distill", arguments)
 
     @dataclass(frozen=True)
     class Options:
         teacher_run: Positional[str]
         archive: Positional[str]
         run: Positional[str]
-        recipe: OmitArgPrefixes[type(recipe)] = recipe  # type: ignore[valid-type]
+        recipe: OmitArgPrefixes[type(chosen)] = chosen  # type: ignore[valid-type]
 
-    options = _parse(
-        Options, arguments[1:], f"distill {name}", f"Teach recipe '{name}' what a pretrained encoder knows."
-    )
+    options = _parse(Options, arguments[1:], f"distill {name}", f"Teach recipe '{name}' what a pretrained encoder knows.")
     return distill(name, options.recipe, options.teacher_run, options.archive, options.run)
 
 
@@ -254,9 +247,7 @@ def _submit(arguments: list[str]) -> dict[str, Any]:
     if arguments[:1] == ["--address"]:
         address, arguments = (arguments[1] if len(arguments) > 1 else None), arguments[2:]
     if not arguments or arguments[0] not in JOBS or arguments[0] == "submit":
-        raise InputError(
-            "nothing to submit; expected 'terraloom submit [--address URL] JOB ...' with a job and its arguments"
-        )
+        raise InputError("nothing to submit; expected 'terraloom submit [--address URL] JOB ...' with a job and its arguments")
     return submit(arguments, address)
 
 
@@ -298,9 +289,7 @@ def _parse(kind: Any, arguments: list[str], job: str, description: str | None = 
             config=(FlagConversionOff,),
         )
     except ValidationError as error:
-        raise InputError(
-            "; ".join(f"{'.'.join(map(str, e['loc'])) or job}: {e['msg']}" for e in error.errors())
-        ) from None
+        raise InputError("; ".join(f"{'.'.join(map(str, e['loc'])) or job}: {e['msg']}" for e in error.errors())) from None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -311,7 +300,6 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
-    _quiet()
     try:
         if arguments[0] not in JOBS:
             raise InputError(f"job '{arguments[0]}' is unknown (known: {', '.join(JOBS)}); see terraloom --help")
@@ -329,13 +317,6 @@ def main(arguments: list[str] | None = None) -> None:
 def _first_cause(error: Exception) -> str:
     # Errors from Ray tasks carry the original as `cause`; their own text is a traceback.
     return str(getattr(error, "cause", None) or error)
-
-
-def _quiet() -> None:
-    """Keep libraries from talking over the job: their notices are for those who write programs with them."""
-    for name in ("RAY_DEDUP_LOGS", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        os.environ.setdefault(name, "0" if name.startswith("RAY_ACCEL") else "1")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -360,4 +341,4 @@ def _show(summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("jobs.cli").main()
+    main()

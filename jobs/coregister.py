@@ -35,9 +35,7 @@ NUM_PICTURES = 4
 PICTURE_PX = 192
 
 
-def coregister(
-    scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None
-) -> dict[str, Any]:
+def coregister(scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None) -> dict[str, Any]:
     """Fill the archive from the scenes. Shards made from the same scenes with the same settings are left alone."""
     scenes, refused = read_scenes(scenes_url)
     rasters = read_label_rasters(labels) if labels else []
@@ -79,9 +77,7 @@ def coregister(
 
 
 @ray.remote(num_cpus=TASK_CPUS)
-def _register(
-    scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float
-) -> Registration | str:
+def _register(scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float) -> Registration | str:
     try:
         return register_scene(scene, reference, reference_shift_m, max_shift_m)
     except InputError as error:
@@ -152,7 +148,8 @@ def _write_all(
             skipped += 1
             continue
         tasks[_write_shard.remote(shared[0], cell, scenes, sensors, shared[1], shared[2], config, inputs)] = cell.id
-    written, refused = 0, {}
+    written = 0
+    refused: dict[str, str] = {}
     for _, (num_tiles, failed) in gather(tasks, "shards"):
         written += num_tiles > 0
         refused |= failed
@@ -189,9 +186,7 @@ def _save_pictures(
         whole = comparison_grid(scene, reference)
         middle = (slice(whole.shape.y // 2 - PICTURE_PX // 2, None), slice(whole.shape.x // 2 - PICTURE_PX // 2, None))
         geobox = whole[tuple(slice(max(0, s.start), max(0, s.start) + PICTURE_PX) for s in middle)]
-        arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, registrations[reference.id].shift_m)[
-            0
-        ].mean(axis=0)
+        arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, registrations[reference.id].shift_m)[0].mean(axis=0)
         arrays[f"{scene.id}/before"] = read_structure(scene, geobox)[0].mean(axis=0)
         arrays[f"{scene.id}/after"] = read_structure(scene, geobox, registrations[scene.id].shift_m)[0].mean(axis=0)
     buffer = io.BytesIO()

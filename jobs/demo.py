@@ -26,9 +26,7 @@ def main() -> None:
         if status:
             raise SystemExit(status)
         print(f"({time.monotonic() - before:.0f} s)", flush=True)
-    print(
-        f"\nThe chain took {(time.monotonic() - started) / 60:.1f} minutes. The report: {Path('demo/report.html').resolve()}"
-    )
+    print(f"\nThe chain took {(time.monotonic() - started) / 60:.1f} minutes. The report: {Path('demo/report.html').resolve()}")
 
 
 if __name__ == "__main__":

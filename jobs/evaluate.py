@@ -61,9 +61,7 @@ def evaluate(
     archive = open_archive(data or storage.read_json(models[0].path("config.json"))["inputs"]["archive"])
     if task not in archive.labels:
         known = ", ".join(sorted(archive.labels)) or "none"
-        raise InputError(
-            f"task '{task}' is no label of archive '{archive.url}' (labels: {known}); coregister it with --labels"
-        )
+        raise InputError(f"task '{task}' is no label of archive '{archive.url}' (labels: {known}); coregister it with --labels")
     encoders = {_title(m, i): ModelFeatures(m.path("model")) for i, m in enumerate(models)}
     first = next(iter(encoders.values())).load()
     catalog = archive.catalog()
@@ -97,17 +95,13 @@ def _views(catalog: pd.DataFrame, task: str, label: Label, encoder: Encoder, con
     wanted = set(config.sensors) or known
     usable = catalog["sensor"].isin(known & wanted).to_numpy() & ~np.isnan(values)
     if not usable.any():
-        raise InputError(
-            f"no tile of {sorted(wanted)} has label '{task}' that the model knows (model: {sorted(known)})"
-        )
+        raise InputError(f"no tile of {sorted(wanted)} has label '{task}' that the model knows (model: {sorted(known)})")
     labelled = catalog[usable].assign(label=values[usable])
     views = _tile_views(labelled) if label.scope == "tile" else [_site_view(labelled)]
     for view in views:
         counts = {split: int((view.split == split).sum()) for split in ("train", "val", "test")}
         if min(counts.values()) < 2:
-            raise InputError(
-                f"label '{task}' of {view.name} has {counts} samples by split; each split needs at least 2"
-            )
+            raise InputError(f"label '{task}' of {view.name} has {counts} samples by split; each split needs at least 2")
     return views
 
 
@@ -185,9 +179,7 @@ def _probe_all(
 
 
 def _samples(view: View, features: dict[int, np.ndarray]) -> Samples:
-    stacked = {
-        name: np.stack([[features[int(i)] for i in dates] for dates in tiles]) for name, tiles in view.tiles.items()
-    }
+    stacked = {name: np.stack([[features[int(i)] for i in dates] for dates in tiles]) for name, tiles in view.tiles.items()}
     return Samples(combine(stacked), view.labels, view.split)
 
 
@@ -216,9 +208,7 @@ def _scratch_all(
     shared = ray.put(archive)
     tasks = {}
     for view in views:
-        places = {
-            n: catalog.loc[t.ravel(), ["shard", "row"]].to_numpy().reshape(*t.shape, 2) for n, t in view.tiles.items()
-        }
+        places = {n: catalog.loc[t.ravel(), ["shard", "row"]].to_numpy().reshape(*t.shape, 2) for n, t in view.tiles.items()}
         for seed in range(config.seeds):
             ref = remote.remote(shared, encoder.config, places, view.labels, view.split, settings, seed)
             tasks[ref] = view.name

@@ -18,9 +18,7 @@ PLACES_PER_SHARD = 16
 
 
 @ray.remote(num_cpus=TASK_CPUS)
-def _write_shard(
-    archive: Archive, layout: str, folder: str, shard: str, split: str, places: list[str], inputs: str
-) -> int:
+def _write_shard(archive: Archive, layout: str, folder: str, shard: str, split: str, places: list[str], inputs: str) -> int:
     module = load_layout(layout)
     tiles = [tile for place in places for tile in module.tiles(folder, place, archive.grid)]
     return archive.publish(shard, split, tiles, inputs) if tiles else 0

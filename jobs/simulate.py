@@ -27,9 +27,7 @@ def scan_folder(folder: str, sensor: str | None, time: str | None, out: str | No
     try:
         when = datetime.fromisoformat(time).replace(tzinfo=UTC) if time else None
     except ValueError:
-        raise InputError(
-            f"datetime '{time}' is not ISO 8601; expected for example 2018-05-01 or 2018-05-01T10:30:00"
-        ) from None
+        raise InputError(f"datetime '{time}' is not ISO 8601; expected for example 2018-05-01 or 2018-05-01T10:30:00") from None
     items, refused = scan(folder, sensor, when)
     if not items:
         shown = "; ".join(f"{file}: {reason}" for file, reason in list(refused.items())[:3])

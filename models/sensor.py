@@ -44,9 +44,7 @@ class SensorSpec:
         if not self.name.isidentifier():
             raise InputError(f"sensor name '{self.name}' is not usable, expected letters, digits and underscores")
         if not self.bands or min(self.std) <= 0 or self.gsd_m <= 0:
-            raise InputError(
-                f"sensor '{self.name}' has {len(self.bands)} bands, std {self.std}, gsd {self.gsd_m} m, expected > 0"
-            )
+            raise InputError(f"sensor '{self.name}' has {len(self.bands)} bands, std {self.std}, gsd {self.gsd_m} m, expected > 0")
 
     @property
     def num_bands(self) -> int:
@@ -67,9 +65,7 @@ class SensorSpec:
         where = f"tiles of sensor '{self.name}' have"
         if tuple(tiles.bands) != self.bands:
             kind = "the same bands in another order" if set(tiles.bands) == set(self.bands) else "other bands"
-            raise InputError(
-                f"{where} bands {', '.join(tiles.bands)}, expected {', '.join(self.bands)} ({kind}); order them so"
-            )
+            raise InputError(f"{where} bands {', '.join(tiles.bands)}, expected {', '.join(self.bands)} ({kind}); order them so")
         if tiles.unit != self.unit:
             raise InputError(f"{where} unit '{tiles.unit}', expected '{self.unit}'; convert the pixels before encoding")
         if abs(tiles.gsd_m / self.gsd_m - 1) > GSD_TOLERANCE:

@@ -37,14 +37,10 @@ class SwinConfig:
 
     def __post_init__(self) -> None:
         if not self.depths or len(self.depths) != len(self.num_heads):
-            raise InputError(
-                f"swin has depths {self.depths} and num_heads {self.num_heads}, expected one each per stage"
-            )
+            raise InputError(f"swin has depths {self.depths} and num_heads {self.num_heads}, expected one each per stage")
         for stage, heads in enumerate(self.num_heads):
             if self.width(stage) % heads:
-                raise InputError(
-                    f"swin stage {stage} has width {self.width(stage)}, expected a multiple of {heads} heads"
-                )
+                raise InputError(f"swin stage {stage} has width {self.width(stage)}, expected a multiple of {heads} heads")
         if not 0 <= self.drop_path < 1 or self.window < 1:
             raise InputError(f"swin has drop_path {self.drop_path} and window {self.window}, expected [0, 1) and >= 1")
         if self.moe and not all(0 <= stage < len(self.depths) for stage in self.moe_stages):

@@ -82,9 +82,7 @@ class Archive:
         """Return one row per tile, ordered by shard, sensor and row."""
         parts = [self._read_part(shard) for shard in self.published()]
         if not parts:
-            raise InputError(
-                f"archive '{self.url}' has no tiles; fill it with 'terraloom coregister' or 'terraloom ingest'"
-            )
+            raise InputError(f"archive '{self.url}' has no tiles; fill it with 'terraloom coregister' or 'terraloom ingest'")
         table = pd.concat(parts, ignore_index=True)
         return table.sort_values(["shard", "sensor", "row"], ignore_index=True)
 
@@ -133,9 +131,7 @@ class Archive:
         """Return `statistics.json`: per sensor and band over valid pixels of the train split, in physical units."""
         url = storage.join(self.url, "statistics.json")
         if not storage.exists(url):
-            raise InputError(
-                f"archive '{self.url}' has no statistics.json; run its 'coregister' or 'ingest' to the end"
-            )
+            raise InputError(f"archive '{self.url}' has no statistics.json; run its 'coregister' or 'ingest' to the end")
         return storage.read_json(url)
 
 
@@ -153,9 +149,7 @@ def _write_sensor(group: zarr.Group, tiles: list[Tile], sensor: Sensor, grid: Gr
     shape = (len(sensor.bands), *sensor.tile_shape(grid.site_size_m))
     for tile in tiles:
         if tile.pixels.shape != shape or tile.pixels.dtype != sensor.dtype or tile.is_valid.shape != shape[1:]:
-            raise ValueError(
-                f"tile of {sensor.name} is {tile.pixels.shape} {tile.pixels.dtype}, expected {shape} {sensor.dtype}"
-            )
+            raise ValueError(f"tile of {sensor.name} is {tile.pixels.shape} {tile.pixels.dtype}, expected {shape} {sensor.dtype}")
     attributes: dict[str, Any] = {"units": sensor.unit, "long_name": sensor.quantity}
     if (sensor.scale, sensor.offset) != (1.0, 0.0):
         attributes |= {"scale_factor": sensor.scale, "add_offset": sensor.offset}
@@ -213,9 +207,7 @@ def open_archive(url: str) -> Archive:
     """Open an existing archive; refuses another schema version."""
     index = storage.join(url, INDEX)
     if not storage.exists(index):
-        raise InputError(
-            f"no archive at '{url}' ({INDEX} is missing); make one with 'terraloom coregister' or 'terraloom ingest'"
-        )
+        raise InputError(f"no archive at '{url}' ({INDEX} is missing); make one with 'terraloom coregister' or 'terraloom ingest'")
     content = storage.read_json(index)
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -223,9 +215,7 @@ def open_archive(url: str) -> Archive:
             f"archive '{url}' has schema version {version}, this program reads version {SCHEMA_VERSION}; "
             "make the archive anew or use the Terraloom that wrote it"
         )
-    sensors = {
-        name: sensor_from_dict(definition, f"{index}: {name}") for name, definition in content["sensors"].items()
-    }
+    sensors = {name: sensor_from_dict(definition, f"{index}: {name}") for name, definition in content["sensors"].items()}
     labels = {name: Label(**{**spec, "classes": tuple(spec["classes"])}) for name, spec in content["labels"].items()}
     return Archive(storage.absolute(url), Grid(**content["grid"]), sensors, labels)
 
@@ -239,17 +229,13 @@ def create_archive(url: str, grid: Grid, sensors: dict[str, Sensor], labels: dic
     if storage.exists(storage.join(url, INDEX)):
         archive = open_archive(url)
         if archive.grid != grid:
-            raise InputError(
-                f"archive '{url}' has {archive.grid}, this job asks for {grid}; use the archive's or another folder"
-            )
+            raise InputError(f"archive '{url}' has {archive.grid}, this job asks for {grid}; use the archive's or another folder")
     elif storage.names(url):
         raise InputError(f"'{url}' is not empty and not an archive; give a new or an archive folder")
     for kind, present, wanted in (("sensor", archive.sensors, sensors), ("label", archive.labels, labels)):
         for name, definition in wanted.items():
             if name in present and present[name] != definition:
-                raise InputError(
-                    f"{kind} '{name}' is defined otherwise in archive '{url}'; use another archive or name"
-                )
+                raise InputError(f"{kind} '{name}' is defined otherwise in archive '{url}'; use another archive or name")
     for sensor in sensors.values():
         sensor.tile_shape(grid.site_size_m)
     archive.sensors = {**archive.sensors, **sensors}

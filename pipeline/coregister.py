@@ -73,9 +73,7 @@ def references(scenes: Sequence[Scene], sensor_name: str | None) -> dict[str, Sc
             earlier = [other for other in over if (other.time, other.id) < (scene.time, scene.id)]
             chosen[scene.id] = earlier[0] if earlier else None
         else:
-            chosen[scene.id] = max(
-                over, key=lambda o: (round(_overlap(o, scene), 1), -abs(o.time - scene.time)), default=None
-            )
+            chosen[scene.id] = max(over, key=lambda o: (round(_overlap(o, scene), 1), -abs(o.time - scene.time)), default=None)
     return chosen
 
 
@@ -101,9 +99,7 @@ def comparison_grid(scene: Scene, reference: Scene) -> GeoBox:
     return GeoBox.from_bbox(outline, zone_crs(zone), resolution=gsd)
 
 
-def read_structure(
-    scene: Scene, geobox: GeoBox, shift_m: tuple[float, float] = (0.0, 0.0)
-) -> tuple[np.ndarray, np.ndarray]:
+def read_structure(scene: Scene, geobox: GeoBox, shift_m: tuple[float, float] = (0.0, 0.0)) -> tuple[np.ndarray, np.ndarray]:
     """Return up to three bands for comparison (band, y, x), and (y, x) bool where they are clear of gaps and cloud."""
     pixels, is_valid = scene.read(geobox, structure_bands(scene), shift_m)
     return pixels, is_valid & ~scene.read_cloud(geobox, shift_m)
@@ -114,15 +110,11 @@ def structure_bands(scene: Scene) -> tuple[str, ...]:
     known = [band for band in present if band.wavelength_nm is not None]
     if len(present) <= 3 or not known:
         return tuple(band.name for band in present[:3])
-    nearest = [
-        min(known, key=lambda b: abs((b.wavelength_nm or 0) - wanted)).name for wanted in STRUCTURE_WAVELENGTHS_NM
-    ]
+    nearest = [min(known, key=lambda b: abs((b.wavelength_nm or 0) - wanted)).name for wanted in STRUCTURE_WAVELENGTHS_NM]
     return tuple(dict.fromkeys(nearest))
 
 
-def register_scene(
-    scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float
-) -> Registration:
+def register_scene(scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float) -> Registration:
     """Estimate the scene's shift against a reference that is itself moved by `reference_shift_m`."""
     geobox = comparison_grid(scene, reference)
     if min(geobox.shape) < 32:
@@ -151,13 +143,9 @@ def read_label_rasters(folder: str) -> list[LabelRaster]:
             tags = source.tags()
         if "CLASSES" in tags:
             time = datetime.fromisoformat(tags["DATETIME"])
-            rasters.append(
-                LabelRaster(path.stem.rpartition("_")[0], str(path.resolve()), tuple(json.loads(tags["CLASSES"])), time)
-            )
+            rasters.append(LabelRaster(path.stem.rpartition("_")[0], str(path.resolve()), tuple(json.loads(tags["CLASSES"])), time))
     if not rasters:
-        raise InputError(
-            f"no label raster in '{folder}'; expected GeoTIFFs with the tags CLASSES (JSON list) and DATETIME"
-        )
+        raise InputError(f"no label raster in '{folder}'; expected GeoTIFFs with the tags CLASSES (JSON list) and DATETIME")
     return rasters
 
 
@@ -251,9 +239,7 @@ def _ranked(tiles: list[Tile]) -> list[Tile]:
     return ranked
 
 
-def _majority_class(
-    raster: LabelRaster, cell: ShardCell, grid: Grid, places: list[tuple[Site, int, int]]
-) -> dict[str, int]:
+def _majority_class(raster: LabelRaster, cell: ShardCell, grid: Grid, places: list[tuple[Site, int, int]]) -> dict[str, int]:
     geobox = grid.geobox(cell, grid.site_size_m / 32)
     with open_raster(raster.href) as source:
         nodata = source.nodata

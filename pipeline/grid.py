@@ -54,9 +54,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.site_size_m <= 0 or self.shard_sites < 1:
-            raise InputError(
-                f"grid needs a positive site size and shard size, found {self.site_size_m} m and {self.shard_sites}"
-            )
+            raise InputError(f"grid needs a positive site size and shard size, found {self.site_size_m} m and {self.shard_sites}")
 
     @property
     def shard_size_m(self) -> float:

@@ -66,14 +66,10 @@ class Change:
 
     def polygons(self, transform: Any) -> list[dict[str, Any]]:
         """Return GeoJSON geometries that cover exactly the changed cells, in the transform's CRS."""
-        return [
-            geometry for geometry, _ in shapes(self.is_changed.astype(np.uint8), self.is_changed, transform=transform)
-        ]
+        return [geometry for geometry, _ in shapes(self.is_changed.astype(np.uint8), self.is_changed, transform=transform)]
 
 
-def noise(
-    generator: np.random.Generator, shape: tuple[int, int], wavelength_px: float, roughness: float = 3.0
-) -> np.ndarray:
+def noise(generator: np.random.Generator, shape: tuple[int, int], wavelength_px: float, roughness: float = 3.0) -> np.ndarray:
     """Return periodic noise of mean 0, variance 1: flat spectrum above `wavelength_px`, falling as f^-roughness below."""
     frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None])
     white = np.fft.rfft2(generator.standard_normal(shape, dtype=np.float32))
@@ -137,15 +133,12 @@ class Planet:
         self._lay_out_blocks(blocks)
         fine = (round(size_m / FINE_M),) * 2
         self._grain = {
-            sigma: _blobs(grain, (fine[0] // step, fine[1] // step), sigma / step)
-            for sigma, step in ((0.8, 1), (1.6, 1), (8.0, 4))
+            sigma: _blobs(grain, (fine[0] // step, fine[1] // step), sigma / step) for sigma, step in ((0.8, 1), (1.6, 1), (8.0, 4))
         }
         self.before = Surface(*(np.empty(fine, np.uint8) for _ in range(3)), np.empty((fine[0] // 4,) * 2, np.uint8))
         self._paint(self.before, np.zeros_like(self.before.classes, bool), WATER)
         self.changes = self._draw_changes(changes, num_changes)
-        self.after = Surface(
-            *(a.copy() for a in (self.before.code, self.before.tone, self.before.height, self.before.classes))
-        )
+        self.after = Surface(*(a.copy() for a in (self.before.code, self.before.tone, self.before.height, self.before.classes)))
         for change in self.changes:
             self._paint(self.after, change.is_changed, change.after)
 
@@ -154,15 +147,11 @@ class Planet:
         size_m, shape = self.size_m, self._lattice
         y, x = (np.indices(shape, dtype=np.float32) + 0.5) * LATTICE_M
         relief_m = 110 * noise(generator, shape, min(6000, size_m) / LATTICE_M, 3.6)
-        ground_m = (
-            620 + relief_m + 260 * (y / size_m - 0.5) * min(1, size_m / 10000) + 1.5 * noise(generator, shape, 12, 2.5)
-        )
+        ground_m = 620 + relief_m + 260 * (y / size_m - 0.5) * min(1, size_m / 10000) + 1.5 * noise(generator, shape, 12, 2.5)
         for _ in range(max(1, round(size_m / 3400))):
             centre_y, centre_x = generator.uniform(0.15, 0.85, 2) * size_m
             radius_m = min(generator.uniform(350, 850), size_m / 5)
-            ground_m -= 60 * np.exp(
-                -(((y - centre_y) ** 2 + ((x - centre_x) * generator.uniform(0.7, 1.3)) ** 2) / radius_m**2)
-            )
+            ground_m -= 60 * np.exp(-(((y - centre_y) ** 2 + ((x - centre_x) * generator.uniform(0.7, 1.3)) ** 2) / radius_m**2))
         filled_m, receiver, upstream = drain(ground_m)
         self.lake_depth_m = ndimage.gaussian_filter((filled_m - ground_m).astype(np.float32), 1.0)
         self.elevation_m = ndimage.zoom(
@@ -200,9 +189,7 @@ class Planet:
             for start in range(0, len(path) - 1, 4):
                 width_m = 6 + 9 * np.sqrt(drained_km2[path[start]])
                 reaches.append(
-                    LineString(inner[start : start + 5] if start + 5 <= len(path) else inner[start:]).buffer(
-                        width_m / 2
-                    )
+                    LineString(inner[start : start + 5] if start + 5 <= len(path) else inner[start:]).buffer(width_m / 2)
                 )
         fine = (round(self.size_m / FINE_M),) * 2
         if not reaches:
@@ -215,9 +202,7 @@ class Planet:
         wavelength_px = min(3400, self.size_m / 1.2) / LATTICE_M
         slope = np.hypot(*np.gradient(ndimage.gaussian_filter(ground_m, 3), LATTICE_M))
         high, steep = (_standardise(a) for a in (ground_m, slope))
-        near = (
-            np.exp(-ndimage.distance_transform_edt(~is_water) * LATTICE_M / 350) if is_water.any() else np.zeros(shape)
-        )
+        near = np.exp(-ndimage.distance_transform_edt(~is_water) * LATTICE_M / 350) if is_water.any() else np.zeros(shape)
         town = noise(generator, shape, wavelength_px, 3)
         preference = {
             BROADLEAF: 0.3 * steep, CONIFER: 0.7 * high + 0.2 * steep, GRASSLAND: 0.1 * high, CROPLAND: -0.5 * high - 0.6 * steep,
@@ -288,9 +273,7 @@ class Planet:
             centre = np.unravel_index(generator.choice(candidates), classes.shape)
             before = int(classes[centre])
             bearing = np.arctan2(y - centre[0] * TRUTH_M, x - centre[1] * TRUTH_M)
-            wobble = sum(
-                generator.uniform(-0.12, 0.12) * np.cos(k * bearing + generator.uniform(0, 6.3)) for k in (2, 3, 5)
-            )
+            wobble = sum(generator.uniform(-0.12, 0.12) * np.cos(k * bearing + generator.uniform(0, 6.3)) for k in (2, 3, 5))
             radius_m = min(generator.uniform(180, 420), self.size_m / 10)
             distance_m = np.hypot(y - centre[0] * TRUTH_M, x - centre[1] * TRUTH_M)
             is_changed = (distance_m < radius_m * (1 + wobble)) & (classes == before)
@@ -328,9 +311,7 @@ class Planet:
         y, x = (((a + 0.5) * FINE_M).astype(np.float32) for a in (rows[:, None], columns[None, :]))
         first, second = self._nearest[:, rows[:, None] // 8, columns[None, :] // 8]
         to_first, to_second = ((y - self._seeds[k, 0]) ** 2 + (x - self._seeds[k, 1]) ** 2 for k in (first, second))
-        gap_m = np.abs(to_second - to_first) / (
-            2 * np.hypot(*np.moveaxis(self._seeds[first] - self._seeds[second], -1, 0))
-        )
+        gap_m = np.abs(to_second - to_first) / (2 * np.hypot(*np.moveaxis(self._seeds[first] - self._seeds[second], -1, 0)))
         block = np.where(to_first <= to_second, first, second)
         east, south = x - self._seeds[block, 1], y - self._seeds[block, 0]
         u = east * self._cos[block] + south * self._sin[block]
@@ -342,9 +323,7 @@ class Planet:
         parcel = (block, strip, length)
         margin_m = np.minimum((across % 1) * self._strip_m[block], (along % 1) * self._length_m[block])
 
-        warp_y, warp_x, depth_m = (
-            _linear(a, y / LATTICE_M - 0.5, x / LATTICE_M - 0.5) for a in (*self._warp_m, self.lake_depth_m)
-        )
+        warp_y, warp_x, depth_m = (_linear(a, y / LATTICE_M - 0.5, x / LATTICE_M - 0.5) for a in (*self._warp_m, self.lake_depth_m))
         region = self._region_at(y + warp_y, x + warp_x)
         owned = self._parcel_class[parcel]
         natural = (BARE, WETLAND)
@@ -371,11 +350,7 @@ class Planet:
 
         def lot(size_u: float, size_v: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             """Return a number in 0-1 drawn per lot of size_u x size_v metres, and the metres inside the lot."""
-            number = (
-                block * 7919
-                + np.floor(u / size_u).astype(np.int32) * 131
-                + np.floor(v / size_v).astype(np.int32) * 9176
-            )
+            number = block * 7919 + np.floor(u / size_u).astype(np.int32) * 131 + np.floor(v / size_v).astype(np.int32) * 9176
             return self._lots[number & 0xFFFF], u % size_u, v % size_v
 
         is_tree = (crown > 2.4) & (clump > 0)
@@ -432,9 +407,7 @@ class Planet:
             drawn, in_u, in_v = lot(25, 25)
             put(is_class[SUBURBAN], "grass", 0.1, stand * (1 + 0.1 * fine))
             put(is_class[SUBURBAN] & (crown > 1.0), "broadleaf", 6 + 1.5 * crown)
-            is_house = (
-                is_class[SUBURBAN] & (np.abs(in_u - 9 - 8 * drawn) < 6) & (np.abs(in_v - 12) < 7) & (drawn < 0.85)
-            )
+            is_house = is_class[SUBURBAN] & (np.abs(in_u - 9 - 8 * drawn) < 6) & (np.abs(in_v - 12) < 7) & (drawn < 0.85)
             shade = 0.6 + 0.8 * ((drawn * 97) % 1) + 0.03 * fine
             put(is_house & (drawn < 0.6), "tile_roof", 7 + 2 * drawn, shade)
             put(is_house & (drawn >= 0.6), "flat_roof", 5 + 2 * drawn, shade)
@@ -485,9 +458,7 @@ def _standardise(values: np.ndarray) -> np.ndarray:
 
 def _blobs(generator: np.random.Generator, shape: tuple[int, int], sigma_px: float) -> np.ndarray:
     """Return crown-sized random blobs as int8 with standard deviation 32."""
-    field = ndimage.gaussian_filter(
-        generator.standard_normal(shape, dtype=np.float32), sigma_px, mode="wrap", truncate=2.5
-    )
+    field = ndimage.gaussian_filter(generator.standard_normal(shape, dtype=np.float32), sigma_px, mode="wrap", truncate=2.5)
     return np.clip(field * (32 / field.std()), -127, 127).astype(np.int8)
 
 

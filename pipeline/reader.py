@@ -43,7 +43,5 @@ def _layout(array_url: str) -> tuple[tuple[int, ...], np.dtype, Any]:
     if codec["name"] != "sharding_indexed" or tuple(meta["chunk_grid"]["configuration"]["chunk_shape"]) != shape:
         raise InputError(f"'{array_url}' is not one sharded chunk; expected a shard written by Terraloom")
     if inner is None or tuple(inner) != (1, *shape[1:]):
-        raise InputError(
-            f"'{array_url}' has inner chunks {inner}, expected one tile each; expected a shard written by Terraloom"
-        )
+        raise InputError(f"'{array_url}' has inner chunks {inner}, expected one tile each; expected a shard written by Terraloom")
     return shape, np.dtype(meta["data_type"]), meta["fill_value"]

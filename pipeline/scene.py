@@ -88,9 +88,7 @@ class Scene:
         return (classes[0] > 0) & has_data
 
 
-def scan(
-    folder: str, sensor_name: str | None = None, time: datetime | None = None
-) -> tuple[list[pystac.Item], dict[str, str]]:
+def scan(folder: str, sensor_name: str | None = None, time: datetime | None = None) -> tuple[list[pystac.Item], dict[str, str]]:
     """Describe the raster files under local `folder` as STAC items; return them and {file: reason} for those refused.
 
     The sensor comes from `sensor_name` (a known name or a YAML file), else from the file's SENSOR tag, else from its
@@ -141,9 +139,7 @@ def _describe_file(path: Path, given: Sensor | None, time: datetime | None) -> t
                 "bands": bands,
                 "scale": scale,
                 "offset": offset,
-                "nodata": source.nodata
-                if source.nodata is not None
-                else (None if floating or sensor.dtype == "uint8" else 0),
+                "nodata": source.nodata if source.nodata is not None else (None if floating or sensor.dtype == "uint8" else 0),
                 "time": when,
                 "crs": crs.to_string(),
                 "transform": list(source.transform)[:6],
@@ -153,9 +149,7 @@ def _describe_file(path: Path, given: Sensor | None, time: datetime | None) -> t
     return sensor, scene_id, facts
 
 
-def _bands_of(
-    stem: str, sensor: Sensor, count: int, descriptions: tuple[str | None, ...]
-) -> tuple[tuple[str, ...], str]:
+def _bands_of(stem: str, sensor: Sensor, count: int, descriptions: tuple[str | None, ...]) -> tuple[tuple[str, ...], str]:
     named = [d for d in descriptions if d]
     if len(named) == count and all(_has_band(sensor, name) for name in named):
         return tuple(sensor.band(name).name for name in named), stem
@@ -164,9 +158,7 @@ def _bands_of(
     prefix, _, ending = stem.rpartition("_")
     if count == 1 and prefix and _has_band(sensor, ending):
         return (sensor.band(ending).name,), prefix
-    raise InputError(
-        f"has {count} bands without known names; sensor '{sensor.name}' has {', '.join(sensor.band_names)}"
-    )
+    raise InputError(f"has {count} bands without known names; sensor '{sensor.name}' has {', '.join(sensor.band_names)}")
 
 
 def _has_band(sensor: Sensor, name: str) -> bool:

@@ -64,9 +64,7 @@ class Sensor(BaseModel):
         if self.quantity not in UNITS:
             raise ValueError(f"quantity '{self.quantity}' is unknown (known: {', '.join(UNITS)})")
         if self.unit != UNITS[self.quantity]:
-            raise ValueError(
-                f"unit '{self.unit}' does not fit quantity '{self.quantity}' (expected '{UNITS[self.quantity]}')"
-            )
+            raise ValueError(f"unit '{self.unit}' does not fit quantity '{self.quantity}' (expected '{UNITS[self.quantity]}')")
         names = [band.name for band in self.bands]
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"band names must be present and distinct, found {names}")
@@ -90,9 +88,7 @@ class Sensor(BaseModel):
             if name.lower() in (band.name.lower(), *(alias.lower() for alias in band.aliases)):
                 return band
         known = [n for b in self.bands for n in (b.name, *b.aliases)]
-        raise InputError(
-            f"band '{name}' is not in sensor '{self.name}' (has {', '.join(self.band_names)}){_hint(name, known)}"
-        )
+        raise InputError(f"band '{name}' is not in sensor '{self.name}' (has {', '.join(self.band_names)}){_hint(name, known)}")
 
     def select(self, names: tuple[str, ...]) -> "Sensor":
         """Return this sensor with only `names`, in this sensor's own order."""
@@ -103,9 +99,7 @@ class Sensor(BaseModel):
         """Return (y, x) in pixels of one tile over a square site of `site_size_m` metres."""
         pixels = site_size_m / self.gsd_m
         if abs(pixels - round(pixels)) > 1e-6:
-            raise InputError(
-                f"site of {site_size_m:g} m is not a whole number of {self.gsd_m:g} m pixels of sensor '{self.name}'"
-            )
+            raise InputError(f"site of {site_size_m:g} m is not a whole number of {self.gsd_m:g} m pixels of sensor '{self.name}'")
         return round(pixels), round(pixels)
 
     def to_physical(self, stored: np.ndarray, scale: float | None = None, offset: float | None = None) -> np.ndarray:
@@ -142,9 +136,7 @@ def load_sensor(name: str) -> Sensor:
     """Load a shipped sensor by name, or any sensor from the path of a YAML file."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise InputError(
-            f"sensor '{name}' is unknown (known: {', '.join(known_sensors())}){_hint(name, known_sensors())}"
-        )
+        raise InputError(f"sensor '{name}' is unknown (known: {', '.join(known_sensors())}){_hint(name, known_sensors())}")
     return sensor_from_dict(yaml.safe_load(path.read_text()), str(path))
 
 

@@ -69,9 +69,7 @@ class SimulateConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "SimulateConfig":
         if self.size_m % SNAP_M:
-            raise ValueError(
-                f"size_m {self.size_m} is not a multiple of {SNAP_M}; take {round(self.size_m / SNAP_M) * SNAP_M}"
-            )
+            raise ValueError(f"size_m {self.size_m} is not a multiple of {SNAP_M}; take {round(self.size_m / SNAP_M) * SNAP_M}")
         return self
 
 
@@ -125,8 +123,7 @@ class Grid:
         x, y = forward.transform(base_x, base_y)
         middle = base_x.mean(), base_y.mean()
         step = [
-            np.array(forward.transform(middle[0] + dx, middle[1] + dy))
-            for dx, dy in ((-500, 0), (500, 0), (0, -500), (0, 500))
+            np.array(forward.transform(middle[0] + dx, middle[1] + dy)) for dx, dy in ((-500, 0), (500, 0), (0, -500), (0, 500))
         ]
         size_x, size_y = (gsd_m * np.abs(step[2 * k + 1] - step[2 * k])[k] / 1000 for k in (0, 1))
         if crs.is_projected and crs.utm_zone:
@@ -184,9 +181,7 @@ def acquisitions(config: SimulateConfig, frame: Frame) -> list[Acquisition]:
         day = 95 + 274 * number / config.satellite_dates
         halves = ((0, 0, 0.6, 1), (0.4, 0, 1, 1)) if number % 4 == 1 else ((0, 0, 1, 1),)
         passes.append(
-            Acquisition(
-                optical, _moment(day, 10.5), frame.crs, halves, 0.85 if number % 4 == 2 else None, "east", number
-            )
+            Acquisition(optical, _moment(day, 10.5), frame.crs, halves, 0.85 if number % 4 == 2 else None, "east", number)
         )
         evening, edge = number % 2 == 1, 0.12 if number % 4 == 1 else None
         passes.append(
@@ -214,12 +209,8 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, Any]:
         if record.is_file():
             found = json.loads(record.read_text())
             if found["config"] != wanted:
-                other = [
-                    f"{k} {found['config'].get(k)} is not {v}" for k, v in wanted.items() if found["config"].get(k) != v
-                ]
-                raise InputError(
-                    f"{out} holds another planet ({'; '.join(other)}): give the same settings, or an empty folder"
-                )
+                other = [f"{k} {found['config'].get(k)} is not {v}" for k, v in wanted.items() if found["config"].get(k) != v]
+                raise InputError(f"{out} holds another planet ({'; '.join(other)}): give the same settings, or an empty folder")
             if record is finished:
                 return found["summary"]
     if out.is_dir() and any(out.iterdir()) and not started.is_file():
@@ -272,9 +263,7 @@ def render(
         reach_m = min(config.max_shift_m, MAX_SHIFT_PX * sensor.gsd_m) * draw.uniform(0.3, 1)
         bearing = draw.uniform(0, 2 * np.pi)
         is_reference = is_optical and acquisition.number == 0
-        shift = (
-            (0.0, 0.0) if is_reference else (round(reach_m * np.cos(bearing), 3), round(reach_m * np.sin(bearing), 3))
-        )
+        shift = (0.0, 0.0) if is_reference else (round(reach_m * np.cos(bearing), 3), round(reach_m * np.sin(bearing), 3))
         grid = Grid.over(frame, acquisition.crs, sensor.gsd_m, extent, shift)
         stored = sensor
         if is_optical and acquisition.number % 4 == 1:  # as ESA writes it since processing baseline 04.00
@@ -302,9 +291,7 @@ class _Clouds:
     shadow: np.ndarray
 
     @classmethod
-    def drawn(
-        cls, generator: np.random.Generator, planet: Planet, acquisition: Acquisition, config: SimulateConfig
-    ) -> "_Clouds":
+    def drawn(cls, generator: np.random.Generator, planet: Planet, acquisition: Acquisition, config: SimulateConfig) -> "_Clouds":
         shape = planet.elevation_m.shape
         cover = config.cloud_cover * (0.15 if acquisition.number == 0 else generator.uniform(0.5, 1.6))
         field = noise(generator, shape, min(2500, planet.size_m / 2) / TRUTH_M, 2.4)
@@ -323,9 +310,7 @@ def sun_position(when: datetime, lat: float, lon: float) -> tuple[float, float]:
     hour_angle = np.radians((when.hour + when.minute / 60 + lon / 15 - 12) * 15)
     phi = np.radians(lat)
     elevation = np.arcsin(np.sin(phi) * np.sin(declination) + np.cos(phi) * np.cos(declination) * np.cos(hour_angle))
-    azimuth = np.pi + np.arctan2(
-        np.sin(hour_angle), np.cos(hour_angle) * np.sin(phi) - np.tan(declination) * np.cos(phi)
-    )
+    azimuth = np.pi + np.arctan2(np.sin(hour_angle), np.cos(hour_angle) * np.sin(phi) - np.tan(declination) * np.cos(phi))
     return float(azimuth), float(max(elevation, np.radians(8)))
 
 
@@ -343,15 +328,10 @@ def _blend(surface: Surface, table: np.ndarray, tone: np.ndarray | None) -> np.n
     for top in range(0, height, 128):
         rows = slice(top * 4, min(top + 128, height) * 4)
         codes, weights = (
-            a[rows].reshape(-1, 4, width, 4).swapaxes(1, 2).ravel()
-            for a in (surface.code, surface.code if tone is None else tone)
+            a[rows].reshape(-1, 4, width, 4).swapaxes(1, 2).ravel() for a in (surface.code, surface.code if tone is None else tone)
         )
-        share = (
-            np.full(codes.size, 1 / 16, np.float32) if tone is None else weights.astype(np.float32) / (16 * TONE_ONE)
-        )
-        mix = sparse.csr_array(
-            (share, codes.astype(np.int32), np.arange(0, codes.size + 1, 16)), (codes.size // 16, len(table))
-        )
+        share = np.full(codes.size, 1 / 16, np.float32) if tone is None else weights.astype(np.float32) / (16 * TONE_ONE)
+        mix = sparse.csr_array((share, codes.astype(np.int32), np.arange(0, codes.size + 1, 16)), (codes.size // 16, len(table)))
         result[:, top : top + 128] = (mix @ table).T.reshape(table.shape[1], -1, width)
     return result
 
@@ -375,9 +355,7 @@ def _optical_image(
     is_top = sensor.quantity == "toa_reflectance"
     micron = wavelengths_nm / 1000
     rayleigh = 0.0088 * micron**-4.05 / (4 * np.sin(elevation)) if is_top else np.zeros(len(micron))
-    gas = np.interp(
-        wavelengths_nm, (443, 900, 945, 980, 1300, 1373, 1450, 1600), (0.98, 0.97, 0.45, 0.95, 0.95, 0.004, 0.95, 0.97)
-    )
+    gas = np.interp(wavelengths_nm, (443, 900, 945, 980, 1300, 1373, 1450, 1600), (0.98, 0.97, 0.45, 0.95, 0.95, 0.004, 0.95, 0.97))
     cirrus = 0.004 * np.exp(noise(sky, light.shape, 300, 2.5)) if is_top else np.zeros(1, np.float32)
     for k, band in enumerate(sensor.bands):
         plane = image[k] * gain[k] * (1 - 1.2 * rayleigh[k]) + haze * (wavelengths_nm[k] / 490) ** -1.6 + rayleigh[k]
@@ -432,9 +410,7 @@ def _aerial_image(sky: np.random.Generator, acquisition: Acquisition, planet: Pl
             ((0, 0), (reach, reach)),
             mode="edge",
         )
-        height = np.pad(
-            height, ((max(reach - top, 0), max(rows.stop + reach - surface.code.shape[0], 0)), (0, 0)), mode="edge"
-        )
+        height = np.pad(height, ((max(reach - top, 0), max(rows.stop + reach - surface.code.shape[0], 0)), (0, 0)), mode="edge")
         own = height[reach:-reach, reach:-reach]
         is_shaded = np.zeros(own.shape, bool)
         for step in range(1, reach):
@@ -452,11 +428,7 @@ Sampler = Callable[[np.ndarray], np.ndarray]
 
 def _sampler(image: np.ndarray, gsd_m: float, order: int) -> Sampler:
     """Return a function from planet metres (2, row, column) to image values (band, row, column), by spline of `order`."""
-    planes = (
-        [ndimage.spline_filter(p, order, output=np.float32, mode="nearest") for p in image]
-        if order > 1
-        else list(image)
-    )
+    planes = [ndimage.spline_filter(p, order, output=np.float32, mode="nearest") for p in image] if order > 1 else list(image)
 
     def sample(planet_m: np.ndarray) -> np.ndarray:
         position = planet_m / gsd_m - 0.5

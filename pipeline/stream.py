@@ -85,9 +85,7 @@ class _WindowSource(Datasource):
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
         return [self._task(window) for window in self._windows]
 
     def _task(self, window: Window) -> ReadTask:
@@ -99,9 +97,7 @@ class _WindowSource(Datasource):
             for first in range(0, len(window.samples), BLOCK_ROWS):
                 yield BlockAccessor.batch_to_block({k: v[first : first + BLOCK_ROWS] for k, v in columns.items()})
 
-        return ReadTask(
-            read, BlockMetadata(num_rows=len(window.samples), size_bytes=None, input_files=None, exec_stats=None)
-        )
+        return ReadTask(read, BlockMetadata(num_rows=len(window.samples), size_bytes=None, input_files=None, exec_stats=None))
 
 
 class Stream:
@@ -116,21 +112,17 @@ class Stream:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        first = {}
+        first: dict[int, int] = {}
         counts: dict[int, int] = defaultdict(int)
         for step in self._plan.steps(self._start, self._stop):
             first.setdefault(step.sensor_set, step.index)
             counts[step.sensor_set] += 1
         lanes = {s: self._plan.lanes_of(self._rank, self._world_size, s) for s in counts}
-        readers = {
-            s: _SetReader(self._archive, self._plan.sets[s], self._times, lanes[s], first[s], n)
-            for s, n in counts.items()
-        }
+        readers = {s: _SetReader(self._archive, self._plan.sets[s], self._times, lanes[s], first[s], n) for s, n in counts.items()}
         for step in self._plan.steps(self._start, self._stop):
             chosen = step.sensor_set
             yield [
-                collate(self._archive, self._plan.sets[chosen], step, lane, readers[chosen].take(lane))
-                for lane in lanes[chosen]
+                collate(self._archive, self._plan.sets[chosen], step, lane, readers[chosen].take(lane)) for lane in lanes[chosen]
             ]
 
 
@@ -150,9 +142,7 @@ def collate(archive: Archive, plan: SetPlan, step: Step, lane: int, columns: dic
 class _SetReader:
     """The rows of one sensor set for the lanes of one rank, regrouped from blocks into micro-batches."""
 
-    def __init__(
-        self, archive: Archive, plan: SetPlan, times: Any, lanes: list[int], first_index: int, num_batches: int
-    ):
+    def __init__(self, archive: Archive, plan: SetPlan, times: Any, lanes: list[int], first_index: int, num_batches: int):
         self._archive, self._plan, self._times = archive, plan, times
         self._buffers: dict[int, list[dict[str, np.ndarray]]] = {lane: [] for lane in lanes}
         self._next = dict.fromkeys(lanes, first_index * plan.batch_size)
@@ -187,10 +177,7 @@ class _SetReader:
             if keep.any():
                 self._buffers[owner].append(block if keep.all() else {name: c[keep] for name, c in block.items()})
         parts = self._buffers[lane]
-        columns = {
-            name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name]
-            for name in parts[0]
-        }
+        columns = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
         if columns["position"][0] != position:
             raise RuntimeError(f"lane {lane} delivered position {columns['position'][0]}, planned {position}")
         rest = {name: column[size:] for name, column in columns.items()}

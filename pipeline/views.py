@@ -45,9 +45,7 @@ def samples(catalog: pd.DataFrame, sensor_set: SensorSet) -> pd.DataFrame:
             nearest = {name: _nearest(part, tile) for name, part in by_sensor.items()}
             rows.append({"shard": shard, "site": site, "lon_deg": tile.lon_deg, "lat_deg": tile.lat_deg, **nearest})
     if not rows:
-        raise InputError(
-            f"no site has all of {', '.join(sensor_set)}; the archive has {sorted(catalog['sensor'].unique())}"
-        )
+        raise InputError(f"no site has all of {', '.join(sensor_set)}; the archive has {sorted(catalog['sensor'].unique())}")
     return pd.DataFrame(rows)
 
 

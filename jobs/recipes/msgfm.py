@@ -30,9 +30,7 @@ class MsgfmRecipe:
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Msgfm:
         encoder = EncoderConfig(self.backbone, self.token_size_m, sensors)
-        config = MsgfmConfig(
-            encoder, self.mask_ratio, self.mask_block_m, self.cross_sensor_probability, self.balance_weight
-        )
+        config = MsgfmConfig(encoder, self.mask_ratio, self.mask_block_m, self.cross_sensor_probability, self.balance_weight)
         return Msgfm(config, generator)
 
 
@@ -46,9 +44,7 @@ def msgfm() -> MsgfmRecipe:
     stage, L1 on hidden pixels + 0.01 load balance, from scratch.
     """
     return MsgfmRecipe(
-        backbone=SwinConfig(
-            embed_dim=48, depths=(2, 2, 4), num_heads=(2, 4, 8), window=4, moe=MoEConfig(), moe_stages=(2,)
-        ),
+        backbone=SwinConfig(embed_dim=48, depths=(2, 2, 4), num_heads=(2, 4, 8), window=4, moe=MoEConfig(), moe_stages=(2,)),
         token_size_m=40.0,
         mask_block_m=80.0,
         train=TrainConfig(num_steps=800, optimiser=OptimiserConfig(learning_rate=1.5e-3, warmup_steps=60)),
@@ -58,8 +54,6 @@ def msgfm() -> MsgfmRecipe:
 def msgfm_tiny() -> MsgfmRecipe:
     """The same mathematics in about a minute on two CPU cores, for tests and first tries."""
     recipe = msgfm()
-    backbone = SwinConfig(
-        embed_dim=32, depths=(1, 2), num_heads=(2, 4), window=4, moe=MoEConfig(num_experts=4), moe_stages=(1,)
-    )
+    backbone = SwinConfig(embed_dim=32, depths=(1, 2), num_heads=(2, 4), window=4, moe=MoEConfig(num_experts=4), moe_stages=(1,))
     train = replace(recipe.train, num_steps=60, batch_size=8, checkpoint_every=20)
     return replace(recipe, backbone=backbone, train=replace(train, optimiser=OptimiserConfig(warmup_steps=10)))

@@ -42,8 +42,7 @@ class MsgfmConfig:
         block = self.mask_block_m / self.encoder.token_size_m
         if block < 1 or abs(block - round(block)) > 1e-6:
             raise InputError(
-                f"msgfm has mask_block_m {self.mask_block_m:g}, expected a multiple of token_size_m "
-                f"{self.encoder.token_size_m:g}"
+                f"msgfm has mask_block_m {self.mask_block_m:g}, expected a multiple of token_size_m {self.encoder.token_size_m:g}"
             )
         if not 0 < self.mask_ratio < 1 or not 0 <= self.cross_sensor_probability <= 1:
             raise InputError(

@@ -29,9 +29,7 @@ def places(folder: str) -> list[str]:
     needed = [name for pair in FOLDERS.values() for name in pair]
     complete = [m for m in masks if all((m.parent.parent / name / m.name).is_file() for name in needed)]
     if not complete:
-        raise InputError(
-            f"no OMBRIA place under '{folder}'; expected flood_mask, {', '.join(needed)} with the same PNG names"
-        )
+        raise InputError(f"no OMBRIA place under '{folder}'; expected flood_mask, {', '.join(needed)} with the same PNG names")
     return [str(m.parent.parent.relative_to(root) / m.stem) for m in complete]
 
 
