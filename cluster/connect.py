@@ -38,5 +38,5 @@ def require_resources(num_workers: int, cpus_per_worker: float, other_cpus: floa
         if found.get(kind, 0) + 1e-9 < amount:
             raise InputError(
                 f"{num_workers} workers need {amount:g} {kind}s, the cluster has {found.get(kind, 0):g}; "
-                f"use fewer workers (--train.workers) or a larger cluster"
+                f"use fewer workers (--workers) or a larger cluster"
             )

@@ -3,15 +3,16 @@
 Exit status 0: done. 2: the input is wrong, one line says what to do. 1: anything else, with the traceback.
 """
 
+import difflib
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 from pydantic import ValidationError
-from tyro.conf import FlagConversionOff, OmitArgPrefixes, Positional
+from tyro.conf import AvoidSubcommands, FlagConversionOff, OmitArgPrefixes, Positional
 
 from models.errors import InputError as ModelInputError
 from pipeline.errors import InputError
@@ -117,7 +118,7 @@ def _simulate(arguments: list[str]) -> dict[str, Any]:
 
     @dataclass(frozen=True)
     class Options(Simulate):
-        config: OmitArgPrefixes[SimulateConfig] = field(default_factory=lambda: SimulateConfig())
+        config: OmitArgPrefixes[SimulateConfig] = field(default_factory=SimulateConfig)
 
     options = _parse(Options, arguments, "simulate", Simulate.__doc__)
     return simulate_planet(options.out, options.config)
@@ -273,23 +274,30 @@ def _recipe(kind: str, arguments: list[str]) -> tuple[str, Any]:
         shown = "\n".join(f"  {n:14} {(f.__doc__ or '').splitlines()[0]}" for n, f in recipes(kind).items())
         inputs = "ARCHIVE RUN" if kind == "pretrain" else "TEACHER_RUN ARCHIVE RUN"
         print(
-            f"usage: terraloom {kind} RECIPE {inputs} [options]\n\nrecipes:\n{shown}\n\nterraloom {kind} RECIPE --help lists its options."
+            f"usage: terraloom {kind} RECIPE {inputs} [options]\n\nrecipes:\n{shown}"
+            f"\n\nterraloom {kind} RECIPE --help lists its options."
         )
         raise SystemExit(0 if arguments else 2)
     return arguments[0], load_recipe(kind, arguments[0])
 
 
 def _parse(kind: Any, arguments: list[str], job: str, description: str | None = None) -> Any:
+    """Return an instance of dataclass `kind` from the command line; unknown options are one line with the nearest known."""
+    settings: dict[str, Any] = {
+        "prog": f"terraloom {job}",
+        "description": description,
+        "config": (AvoidSubcommands, FlagConversionOff),
+    }
     try:
-        return tyro.cli(
-            Annotated[kind, tyro.conf.arg(name="")],
-            args=arguments,
-            prog=f"terraloom {job}",
-            description=description,
-            config=(FlagConversionOff,),
-        )
+        options, unknown = tyro.cli(kind, args=arguments, return_unknown_args=True, **settings)
     except ValidationError as error:
         raise InputError("; ".join(f"{'.'.join(map(str, e['loc'])) or job}: {e['msg']}" for e in error.errors())) from None
+    if unknown:
+        known = [name for name in tyro.extras.get_parser(kind, **settings)._option_string_actions if name.startswith("--")]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise InputError(f"argument '{unknown[0]}' is unknown to 'terraloom {job}'{hint}; see terraloom {job} --help")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:

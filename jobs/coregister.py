@@ -190,7 +190,7 @@ def _save_pictures(
         arrays[f"{scene.id}/before"] = read_structure(scene, geobox)[0].mean(axis=0)
         arrays[f"{scene.id}/after"] = read_structure(scene, geobox, registrations[scene.id].shift_m)[0].mean(axis=0)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)
     storage.write_bytes(storage.join(archive.url, "reports", "registration.npz"), buffer.getvalue())
 
 

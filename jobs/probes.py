@@ -48,7 +48,7 @@ def linear_probe(samples: Samples, kind: str, seed: int) -> float:
     return _fit_linear(kind, best, features, labels)(*samples.part("test"))
 
 
-def _fit_linear(kind: str, strength: float, features: np.ndarray, labels: np.ndarray):  # type: ignore[no-untyped-def]
+def _fit_linear(kind: str, strength: float, features: np.ndarray, labels: np.ndarray):
     if kind == "fraction":
         # Ridge penalises per data set, logistic regression per sample: scaled to mean the same.
         estimator = make_pipeline(StandardScaler(), Ridge(alpha=1 / strength))
@@ -72,7 +72,7 @@ def knn_probe(samples: Samples, kind: str, seed: int) -> float:
     return score(kind, test_labels, predict(estimator, kind, test_features))
 
 
-def predict(estimator, kind: str, features: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
+def predict(estimator, kind: str, features: np.ndarray) -> np.ndarray:
     """Return classes, probabilities of yes, or fractions."""
     if kind == "binary":
         column = list(estimator.classes_).index(1.0) if 1.0 in estimator.classes_ else 0

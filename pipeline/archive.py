@@ -160,7 +160,7 @@ def _write_sensor(group: zarr.Group, tiles: list[Tile], sensor: Sensor, grid: Gr
         group.create_array("band", data=np.array(sensor.band_names), dimension_names=("band",))
         group.create_array("site", data=np.array([t.site for t in tiles]), dimension_names=("tile",))
     seconds = np.array([np.iinfo("int64").min if t.time is None else int(t.time.timestamp()) for t in tiles])
-    time = {
+    time: dict[str, Any] = {
         "units": "seconds since 1970-01-01",
         "calendar": "proleptic_gregorian",
         "_FillValue": int(np.iinfo("int64").min),

@@ -12,10 +12,10 @@ from pipeline.errors import InputError
 SPLIT_SHARES = (("train", 0.6), ("val", 0.15), ("test", 0.25))
 
 
-def cut(height_px: int, width_px: int, size_px: int) -> Iterator[tuple[str, tuple[slice, slice]]]:
+def cut(shape_px: tuple[int, ...], size_px: int) -> Iterator[tuple[str, tuple[slice, slice]]]:
     """Yield ('r<row>c<column>', window) for each whole `size_px` square; a narrower rest is left out."""
-    for i in range(height_px // size_px):
-        for j in range(width_px // size_px):
+    for i in range(shape_px[0] // size_px):
+        for j in range(shape_px[1] // size_px):
             yield f"r{i}c{j}", (slice(i * size_px, (i + 1) * size_px), slice(j * size_px, (j + 1) * size_px))
 
 

@@ -88,7 +88,7 @@ class Grid:
 
     def cells_over(self, footprint: Geometry) -> set[ShardCell]:
         """Return the shards that `footprint` (any CRS) may touch."""
-        lonlat = footprint.to_crs("EPSG:4326", resolution=0.1 if footprint.crs.geographic else 5000)
+        lonlat = footprint.to_crs("EPSG:4326", resolution=0.1 if footprint.crs is not None and footprint.crs.geographic else 5000)
         bounds = lonlat.boundingbox
         cells = set()
         for number in range(int(zone_number(bounds.left)), int(zone_number(bounds.right)) + 1):

@@ -135,7 +135,8 @@ class Planet:
         self._grain = {
             sigma: _blobs(grain, (fine[0] // step, fine[1] // step), sigma / step) for sigma, step in ((0.8, 1), (1.6, 1), (8.0, 4))
         }
-        self.before = Surface(*(np.empty(fine, np.uint8) for _ in range(3)), np.empty((fine[0] // 4,) * 2, np.uint8))
+        code, tone, height = (np.empty(fine, np.uint8) for _ in range(3))
+        self.before = Surface(code, tone, height, np.empty((fine[0] // 4,) * 2, np.uint8))
         self._paint(self.before, np.zeros_like(self.before.classes, bool), WATER)
         self.changes = self._draw_changes(changes, num_changes)
         self.after = Surface(*(a.copy() for a in (self.before.code, self.before.tone, self.before.height, self.before.classes)))
@@ -291,7 +292,7 @@ class Planet:
             if repaint and not is_changed[truth].any():
                 return
             forced = np.kron(is_changed[truth], np.ones((4, 4), bool)) if repaint else None
-            classes, *structure = self._structure(window, forced, after)
+            classes, *structure = self._structure(window, forced, after)  # type: ignore[arg-type]
             keep = slice(None) if forced is None else forced
             for whole, part in zip((surface.code, surface.tone, surface.height), structure):
                 whole[window][keep] = part[keep]

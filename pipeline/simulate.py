@@ -195,7 +195,7 @@ def acquisitions(config: SimulateConfig, frame: Frame) -> list[Acquisition]:
             )
         )
     for number in range(config.aerial_dates):
-        halves = ((0, 0.45, 1, 1), (0, 0, 1, 0.55))
+        halves = ((0, 0.45, 1, 1), (0, 0, 1, 0.55))  # type: ignore[assignment]
         passes.append(Acquisition(aerial, _moment(172 + 60 * number, 9.5), CRS.from_epsg(3857), halves, number=number))
     passes.append(Acquisition(dsm, _moment(110, 9.0), CRS.from_epsg(4326)))
     return passes

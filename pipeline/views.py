@@ -1,6 +1,7 @@
 """Which tiles of a site make one sample, which sensor sets an archive offers, and augmentation that any sensor allows."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,7 +50,7 @@ def samples(catalog: pd.DataFrame, sensor_set: SensorSet) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _nearest(part: pd.DataFrame, tile) -> int:  # type: ignore[no-untyped-def]  # a row of itertuples
+def _nearest(part: pd.DataFrame, tile: Any) -> int:
     if pd.notna(tile.time) and part["time"].notna().all():
         distance = (part["time"] - tile.time).abs()
     else:

@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 
 def recipes(kind: str) -> dict[str, Any]:
     """Return the recipes of `kind` ('pretrain' or 'distill') by name, as functions without arguments."""
-    found = {}
+    found: dict[str, Any] = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         if getattr(module, "KIND", None) == kind:

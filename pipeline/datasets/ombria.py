@@ -43,7 +43,7 @@ def tiles(folder: str, place: str, grid: Grid) -> list[Tile]:
         for order, child in enumerate(children):
             pixels = read_image(base / child / name)[: 1 if sensor == "ombria_sar" else 3]
             is_valid = np.ones(pixels.shape[1:], bool) if sensor == "ombria_sar" else pixels.max(axis=0) > 0
-            for part, window in cut(*is_flooded.shape, size):
+            for part, window in cut(is_flooded.shape, size):
                 if is_valid[window].mean() < 0.3:
                     continue
                 result.append(

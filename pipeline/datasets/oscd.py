@@ -54,7 +54,7 @@ def tiles(folder: str, place: str, grid: Grid) -> list[Tile]:
         is_valid = pixels.max(axis=0) > 0
         stored = sensor.to_stored(sensor.to_physical(pixels))
         time = datetime.strptime(meta[f"date_{order + 1}"], "%Y%m%d").replace(tzinfo=UTC)
-        for part, window in cut(*shape, size):
+        for part, window in cut(shape, size):
             if is_valid[window].mean() < 0.3:
                 continue
             labels = {}

@@ -39,7 +39,7 @@ def tiles(folder: str, place: str, grid: Grid) -> list[Tile]:
             order=0,
             scene=place,
         )
-        for part, window in cut(*is_valid.shape, size)
+        for part, window in cut(is_valid.shape, size)
         if is_valid[window].mean() >= 0.3
     ]
 
