@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -42,11 +41,8 @@ class Run:
         return None
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Append to events.jsonl and say it in one line on standard error."""
+        """Append a line to events.jsonl."""
         storage.append_line(self.path("events.jsonl"), json.dumps({"time": time.time(), "event": kind, **facts}, default=str))
-        # Not print: Ray Train doubles what workers print.
-        sys.stderr.write(f"[{self.job}] {kind}: " + ", ".join(f"{k} {v}" for k, v in facts.items()) + "\n")
-        sys.stderr.flush()
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write summary.json, which makes the run count as finished, and return it."""

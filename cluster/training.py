@@ -6,7 +6,6 @@ checkpoint with the numbers it would have had. What is trained comes in as a fun
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from cluster.batches import sensor_specs, to_batch
 from cluster.connect import connect, require_resources
 from cluster.engine import Engine, OptimiserConfig
 from cluster.filesystem import arrow_filesystem
+from cluster.follow import follow
 from cluster.preview import save_reconstructions
 from cluster.run import Run
 from models.sensor import SensorSpec
@@ -99,7 +99,7 @@ def train(job: Job) -> dict[str, Any]:
     sensor_specs(open_archive(job.archive_url))
     filesystem, path = arrow_filesystem(job.run_url)
     started = time.time()
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker else "gloo"),
@@ -117,8 +117,9 @@ def train(job: Job) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=2),
         ),
-    ).fit()
-    metrics = result.metrics or {}
+    )
+    with follow(Run(job.run_url, job.name), job.config.num_steps):
+        metrics = trainer.fit().metrics or {}
     return {"steps": job.config.num_steps, "seconds": round(time.time() - started, 1), **metrics}
 
 
@@ -183,9 +184,9 @@ class _Recorder:
     FLUSH_SECONDS = 5.0
 
     def __init__(self, run: Run, num_steps: int, start: int, world_size: int):
-        self._url, self._run, self._num_steps = run.path("metrics.jsonl"), run, num_steps
+        self._url = run.path("metrics.jsonl")
         self._pending: list[str] = []
-        self._written = self._shown = time.monotonic()
+        self._written = time.monotonic()
         if storage.exists(self._url):
             lines = storage.read_bytes(self._url).decode().splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
@@ -196,11 +197,6 @@ class _Recorder:
         self._pending.append(json.dumps({"step": step, "sensor_set": sensor_set, **terms, **facts}))
         if time.monotonic() - self._written > self.FLUSH_SECONDS:
             self.flush()
-        if time.monotonic() - self._shown > 3 * self.FLUSH_SECONDS:
-            self._shown = time.monotonic()
-            done, speed = f"{step + 1}/{self._num_steps}", facts["samples_per_second"]
-            sys.stderr.write(f"step {done}  loss {terms['loss']:.4f}  {speed:.0f} samples/s\n")
-            sys.stderr.flush()
 
     def flush(self) -> None:
         if self._pending:

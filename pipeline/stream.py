@@ -1,12 +1,13 @@
 """Ray Data streams the plan's samples from the shards to one rank.
 
-One dataset per sensor set and rank; one read task per lane window, in the order in which steps need them. Blocks carry
-stored integers, one tensor column per sensor; physical units are made here, at the end of the way, for the samples of
-one micro-batch.
+One read task per lane window; a dataset takes the next few windows that the steps of a sensor set need, and is drained
+at once while the one before it is trained on. Blocks carry stored integers, one tensor column per sensor; physical units
+are made here, at the end of the way, for the samples of one micro-batch.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,9 @@ from pipeline.sensors import Sensor
 from pipeline.views import dihedral
 
 BLOCK_ROWS = 64
-# A dataset of this many windows at a time: Ray plans all read tasks of a dataset before the first one runs.
-WINDOWS_PER_DATASET = 256
+# A dataset left waiting with finished blocks polls without sleeping (Ray 2.60) and takes the interpreter from training:
+# three of them made it four times slower. So a dataset is small enough to be drained into memory at once.
+SAMPLES_PER_DATASET = 512
 READ_CPUS = 0.25
 
 
@@ -117,8 +119,12 @@ class Stream:
         for step in self._plan.steps(self._start, self._stop):
             first.setdefault(step.sensor_set, step.index)
             counts[step.sensor_set] += 1
+        # One thread, so that only one dataset runs at a time.
+        pool = ThreadPoolExecutor(1, "read-ahead")
         lanes = {s: self._plan.lanes_of(self._rank, self._world_size, s) for s in counts}
-        readers = {s: _SetReader(self._archive, self._plan.sets[s], self._times, lanes[s], first[s], n) for s, n in counts.items()}
+        readers = {
+            s: _SetReader(self._archive, self._plan.sets[s], self._times, lanes[s], first[s], n, pool) for s, n in counts.items()
+        }
         for step in self._plan.steps(self._start, self._stop):
             chosen = step.sensor_set
             yield [
@@ -142,10 +148,13 @@ def collate(archive: Archive, plan: SetPlan, step: Step, lane: int, columns: dic
 class _SetReader:
     """The rows of one sensor set for the lanes of one rank, regrouped from blocks into micro-batches."""
 
-    def __init__(self, archive: Archive, plan: SetPlan, times: Any, lanes: list[int], first_index: int, num_batches: int):
+    def __init__(
+        self, archive: Archive, plan: SetPlan, times: Any, lanes: list[int], first_index: int, num_batches: int, pool: Executor
+    ):
         self._archive, self._plan, self._times = archive, plan, times
         self._buffers: dict[int, list[dict[str, np.ndarray]]] = {lane: [] for lane in lanes}
         self._next = dict.fromkeys(lanes, first_index * plan.batch_size)
+        self._pool = pool
         self._blocks = self._read(first_index * plan.batch_size, (first_index + num_batches) * plan.batch_size)
 
     def _read(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
@@ -155,17 +164,23 @@ class _SetReader:
                 if window.start >= stop:
                     break
                 windows.append(window)
-        # In the order of first need, so that what is read ahead stays within about one window a lane.
+        # In the order of first need, so that what is read ahead stays small.
         windows.sort(key=lambda w: (max(w.start, start) // self._plan.batch_size, w.lane))
-        for index in range(0, len(windows), WINDOWS_PER_DATASET):
-            source = _WindowSource(self._archive, self._plan, self._times, windows[index : index + WINDOWS_PER_DATASET])
-            dataset = ray.data.read_datasource(
-                source,
-                override_num_blocks=len(source._windows),
-                ray_remote_args={"num_cpus": READ_CPUS},
-                concurrency=max(1, len(self._buffers)),
-            )
-            yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        ahead = None
+        for chunk in _chunks(windows):
+            current, ahead = ahead, self._pool.submit(self._drain, chunk)
+            if current:
+                yield from current.result()
+        if ahead:
+            yield from ahead.result()
+
+    def _drain(self, windows: list[Window]) -> list[dict[str, np.ndarray]]:
+        dataset = ray.data.read_datasource(
+            _WindowSource(self._archive, self._plan, self._times, windows),
+            override_num_blocks=len(windows),
+            ray_remote_args={"num_cpus": READ_CPUS},
+        )
+        return list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
 
     def take(self, lane: int) -> dict[str, np.ndarray]:
         """Return the lane's next micro-batch as columns."""
@@ -184,6 +199,18 @@ class _SetReader:
         self._buffers[lane] = [rest] if len(rest["position"]) else []
         self._next[lane] = position + size
         return {name: column[:size] for name, column in columns.items()}
+
+
+def _chunks(windows: list[Window]) -> Iterator[list[Window]]:
+    """Yield runs of windows with about `SAMPLES_PER_DATASET` samples each."""
+    chunk: list[Window] = []
+    for window in windows:
+        chunk.append(window)
+        if sum(len(w.samples) for w in chunk) >= SAMPLES_PER_DATASET:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 def tile_times(catalog: Any) -> dict[str, dict[tuple[str, int], float]]:

@@ -13,16 +13,16 @@ SensorSet = tuple[str, ...]
 
 
 def sensor_sets(catalog: pd.DataFrame, sensors: dict[str, Sensor]) -> list[SensorSet]:
-    """Return the default sensor sets: at every site its richest sensor paired with each other one, or alone.
+    """Return the default sensor sets: at every site one sensor paired with each other one, or alone.
 
-    The richest sensor has most tiles there; between equals, reflectance, then the name, decides.
+    The one that all others are paired with measures reflectance, if any does, and has most tiles there.
     """
     counts = catalog.groupby(["site", "sensor"]).size().unstack(fill_value=0)
     found: Counter[SensorSet] = Counter()
     for present, group in counts.groupby(counts.gt(0).apply(tuple, axis=1)):
         names = [name for name, is_present in zip(counts.columns, present) if is_present]
         totals = group[names].sum()
-        hub = max(names, key=lambda name: (totals[name], sensors[name].quantity.endswith("reflectance"), name))
+        hub = max(names, key=lambda name: (sensors[name].quantity.endswith("reflectance"), totals[name], name))
         for other in [name for name in names if name != hub] or [None]:
             found[(hub, other) if other else (hub,)] += len(group)
     # A pair at a few sites only, left by gaps at a swath's edge, would hardly fill a batch.
@@ -32,8 +32,8 @@ def sensor_sets(catalog: pd.DataFrame, sensors: dict[str, Sensor]) -> list[Senso
 def samples(catalog: pd.DataFrame, sensor_set: SensorSet) -> pd.DataFrame:
     """Return one row per sample of `sensor_set`: shard, site, and for each sensor the tile's row in the shard.
 
-    At each site every tile of the sensor with most dates is paired with the tiles of the others nearest in time
-    (nearest in order where a time is unknown). Sites that lack a sensor give nothing.
+    At each site every tile of the sensor with fewest dates is paired with the tiles of the others nearest in time
+    (nearest in order where a time is unknown), so a pass shows scarce tiles once. Sites that lack a sensor give nothing.
     """
     chosen = catalog[catalog["sensor"].isin(sensor_set)]
     complete = chosen.groupby("site")["sensor"].nunique().eq(len(sensor_set))
@@ -41,7 +41,7 @@ def samples(catalog: pd.DataFrame, sensor_set: SensorSet) -> pd.DataFrame:
     rows = []
     for (shard, site), group in chosen.groupby(["shard", "site"], sort=True):
         by_sensor = {name: part.sort_values("order") for name, part in group.groupby("sensor")}
-        anchor = max(sensor_set, key=lambda name: (len(by_sensor[name]), -sensor_set.index(name)))
+        anchor = min(sensor_set, key=lambda name: (len(by_sensor[name]), sensor_set.index(name)))
         for tile in by_sensor[anchor].itertuples():
             nearest = {name: _nearest(part, tile) for name, part in by_sensor.items()}
             rows.append({"shard": shard, "site": site, "lon_deg": tile.lon_deg, "lat_deg": tile.lat_deg, **nearest})

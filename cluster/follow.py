@@ -1,0 +1,57 @@
+"""Show how a run is doing while its workers write: a bar on a terminal, one line per interval elsewhere."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cluster.run import Run
+from pipeline import storage
+
+INTERVAL_SECONDS = 10.0
+
+
+@contextmanager
+def follow(run: Run, num_steps: int) -> Iterator[None]:
+    """Report the run's steps and new events on standard error until the block ends."""
+    stopped = threading.Event()
+    thread = threading.Thread(target=_report, args=(run, num_steps, stopped), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _report(run: Run, num_steps: int, stopped: threading.Event) -> None:
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    num_events, shown = len(_lines(run, "events.jsonl")), -1
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(run.job, total=num_steps)
+        while True:
+            is_last = stopped.wait(INTERVAL_SECONDS)
+            events = _lines(run, "events.jsonl")
+            for event in map(json.loads, events[num_events:]):
+                facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
+                bar.console.print(f"{run.job}: {event['event']} ({facts})")
+            num_events = len(events)
+            if lines := _lines(run, "metrics.jsonl"):
+                latest = json.loads(lines[-1])
+                text = f"{run.job}  loss {latest['loss']:.4f}  {latest['samples_per_second']:.0f} samples/s"
+                bar.update(task, completed=latest["step"] + 1, description=text)
+                if bar.disable and latest["step"] != shown:
+                    console.print(f"{text}  step {latest['step'] + 1}/{num_steps}")
+                shown = latest["step"]
+            if is_last:
+                return
+
+
+def _lines(run: Run, name: str) -> list[str]:
+    url = run.path(name)
+    content = storage.read_bytes(url).decode() if storage.exists(url) else ""
+    return [line for line in content.split("\n")[:-1] if line]
