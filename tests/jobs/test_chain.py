@@ -1,0 +1,165 @@
+"""The chain on a small planet through the command itself: train, be killed, resume, distil, evaluate, report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = ["--num-steps", "24", "--checkpoint-every", "8", "--batch-size", "4", "--window-shards", "2"]
+
+
+def terraloom(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+
+
+def losses(run: Path) -> dict[int, dict[str, float]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len({r["step"] for r in records}) == len(records), "a step is recorded twice"
+    kept = ("loss", "balance", "gradient_norm", "learning_rate")
+    return {r["step"]: {k: v for k, v in r.items() if k in kept or k.startswith("l1/")} for r in records}
+
+
+@pytest.fixture(scope="module")
+def pretrained(archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "pretrained"
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *TINY, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 24
+    return run
+
+
+def test_run_folder_is_whole(pretrained: Path) -> None:
+    assert sorted(losses(pretrained)) == list(range(24))
+    for name in ("config.json", "events.jsonl", "summary.json", "reconstructions.npz", "model/model.safetensors"):
+        assert (pretrained / name).is_file(), name
+    config = json.loads((pretrained / "config.json").read_text())
+    assert config["config"]["train"]["optimiser"]["zero_stage"] == 2
+    assert config["versions"]["deepspeed"] != "absent"
+
+
+def test_second_run_with_same_arguments_only_reports(pretrained: Path, archive: str) -> None:
+    before = (pretrained / "metrics.jsonl").read_bytes()
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, "--json")
+    assert done.returncode == 0, done.stderr
+    assert (pretrained / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, archive: str) -> None:
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, "--mask-ratio", "0.5")
+    assert done.returncode == 2
+    assert "config.mask_ratio = 0.6, not 0.5" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "jobs.cli", "pretrain", "msgfm_tiny", archive, str(run), *TINY]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    snapshot, limit = run / "checkpoints" / "checkpoint_manager_snapshot.json", time.monotonic() + 200
+    while not (snapshot.is_file() and "00000008" in snapshot.read_text()):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "summary.json").exists()
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *TINY)
+    assert done.returncode == 0, done.stderr
+    starts = [json.loads(line)["start"] for line in (run / "events.jsonl").read_text().splitlines() if '"training"' in line]
+    assert starts[0] == 0
+    assert starts[-1] in (8, 16)
+    assert losses(run) == losses(pretrained)
+
+
+def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path: Path) -> None:
+    student, scores, page = tmp_path / "student", tmp_path / "scores", tmp_path / "page.html"
+    done = terraloom(
+        "distill", "student_tiny", str(pretrained), archive, str(student), "--num-steps", "6", "--batch-size", "4", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["times_smaller"] > 1
+    options = [
+        "--also",
+        str(student),
+        "--seeds",
+        "2",
+        "--scratch-steps",
+        "3",
+        "--sensors",
+        "sentinel2_l2a",
+        "sentinel1_grd",
+        "--json",
+    ]
+    done = terraloom("evaluate", "landcover", str(pretrained), str(scores), *options)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout.splitlines()[-1])["table"]
+    models = {"pretrained", "student", "random initialisation", "image statistics", "supervised from scratch"}
+    for sensor in ("sentinel2_l2a", "sentinel1_grd"):
+        assert {row["model"] for row in table if row["sensors"] == sensor} == models
+    assert all(0 <= row["mean"] <= 1 for row in table)
+    done = terraloom("report", str(pretrained), str(student), str(scores), "--out", str(page))
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    for heading in ("Evaluation: landcover", "Reconstructions", "Co-registration", "Samples", "Training: distill"):
+        assert f"<h2>{heading}" in text
+    assert "supervised from scratch" in text
+    assert 'src="http' not in text
+    assert 'href="http' not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "msgfn", "ARCHIVE", "RUN"], "did you mean 'msgfm'?"),
+        (["pretrain", "msgfm_tiny", "/no/archive", "RUN"], "no archive at '/no/archive'"),
+        (["pretrain", "msgfm_tiny", "ARCHIVE", "RUN", "--mask-ration", "0.5"], "did you mean '--mask-ratio'?"),
+        (
+            ["pretrain", "msgfm_tiny", "ARCHIVE", "RUN", "--workers", "64", "--lanes", "64", "--batch-size", "1"],
+            "use fewer workers",
+        ),
+        (["pretrain", "msgfm_tiny", "ARCHIVE", "RUN", "--lanes", "3"], "3 lanes cannot be shared evenly by 2 workers"),
+        (["distill", "student_tiny", "/no/run", "ARCHIVE", "RUN"], "'/no/run' is no run"),
+        (["evaluate", "landcover", "/no/run", "RUN"], "'/no/run' is no run"),
+        (["coregister", "/no/scenes", "RUN"], "no STAC catalog at '/no/scenes'"),
+        (["ingest", "oscdd", "/tmp", "RUN"], "did you mean 'oscd'?"),
+        (["ingest", "oscd", "/no/folder", "RUN"], "no OSCD city under '/no/folder'"),
+        (["verify", "/no/archive"], "no archive at '/no/archive'"),
+        (["scan", "/no/folder"], "folder '/no/folder' does not exist"),
+        (["scan", "/", "--sensor", "sentinel2"], "sensor 'sentinel2' is unknown"),
+        (["report", "/no/run"], "'/no/run' is no run"),
+        (["trane"], "job 'trane' is unknown"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], message: str, archive: str, tmp_path: Path) -> None:
+    names = {"ARCHIVE": archive, "RUN": str(tmp_path / "run")}
+    done = terraloom(*[names.get(a, a) for a in arguments])
+    assert done.returncode == 2, done.stderr
+    shown = [line for line in done.stderr.splitlines() if line.startswith("terraloom: ")]
+    assert len(shown) == 1
+    assert message in shown[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_archive_of_another_version_is_refused(archive: str, tmp_path: Path) -> None:
+    other = tmp_path / "archive"
+    other.mkdir()
+    index = json.loads((Path(archive) / "archive.json").read_text())
+    (other / "archive.json").write_text(json.dumps(index | {"schema_version": 99}))
+    done = terraloom("pretrain", "msgfm_tiny", str(other), str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "has schema version 99, this program reads version 1" in done.stderr
+
+
+def test_folder_of_corrupt_scenes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rgb_aerial_20200101.tif").write_bytes(b"II*\0 this is no image")
+    done = terraloom("scan", str(tmp_path))
+    assert done.returncode == 2
+    assert "cannot read" in done.stderr
+    assert not (tmp_path / "scenes.json").exists()

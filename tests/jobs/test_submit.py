@@ -1,0 +1,66 @@
+"""Submitting to a real Ray head with its job server and token: logs, exit status, refusal without a server."""
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PORT, DASHBOARD = 6397, 8297
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory):
+    """A Ray head of its own on this machine; yields the environment in which to talk to it."""
+    token = tmp_path_factory.mktemp("ray") / "token"
+    token.write_text(secrets.token_hex(32))
+    binaries = Path(sys.executable).parent
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
+    ports = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD), "--ray-client-server-port", "25001"]
+    command = [binaries / "ray", "start", "--head", "--block", "--num-cpus", "2", "--temp-dir", "/tmp/ray_submit_test", *ports]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if "Ray runtime started" in line:
+            break
+    else:
+        pytest.fail("Ray did not start")
+    yield environment
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_job_runs_and_its_log_comes_back(head: dict[str, str], planet: Path, tmp_path: Path) -> None:
+    catalog = tmp_path / "scenes.json"
+    done = submit(head, "scan", str(planet / "scenes"), "--out", str(catalog))
+    assert done.returncode == 0, done.stderr
+    assert catalog.is_file()
+    assert "sentinel1_grd" in done.stdout
+
+
+def test_exit_status_of_the_job_is_ours(head: dict[str, str]) -> None:
+    done = submit(head, "verify", "/no/archive")
+    assert done.returncode == 2
+    assert "no archive at '/no/archive'" in done.stdout
+
+
+def test_no_server_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "submit", "--address", "http://127.0.0.1:9", "verify", "x"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no Ray job server at http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
