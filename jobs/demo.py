@@ -11,7 +11,7 @@ CHAIN = (
     "coregister demo/planet/scenes demo/archive --labels demo/planet/truth",
     "pretrain msgfm demo/archive demo/pretrained",
     "distill student demo/pretrained demo/archive demo/student",
-    "evaluate landcover demo/pretrained demo/landcover --also demo/student",
+    "evaluate landcover demo/pretrained demo/landcover --also demo/student --sensors sentinel2_l2a sentinel1_grd",
     "report demo/pretrained demo/student demo/landcover --out demo/report.html",
 )
 

@@ -1,9 +1,11 @@
-"""Distillation of a frozen teacher encoder into a smaller student of the same sensors.
+"""Distillation of a frozen teacher encoder into a smaller student encoder of the same sensors.
 
-Feature distillation as in GFM (Mendieta et al., ICCV 2023, arXiv 2302.04476: cosine on projected pooled features) with
-a smooth-L1 term on LayerNormed tokens (Wei et al. 2022, arXiv 2205.14141), so that dense tasks are taught too. Teacher
-and student see the same whole tiles, one sensor per step in turn; each normalises with its own statistics.
-Legend: B samples (dates counted as samples), y x cells of the last map, D width of the teacher.
+Feature distillation in the manner of Wei et al. 2022 (arXiv 2205.14141: smooth L1 to whitened teacher tokens), at every
+stage, and on their means over the tile, which probes and users see. Whitening is full (ZCA over the batch's tokens), not
+per channel: a masked-modelling teacher keeps most of its variance in a few directions, and a student that matches only
+those loses what tells classes apart. Teacher and student see the same whole tiles, one sensor per step in turn; each
+normalises with its own statistics.
+Legend: B samples (dates counted as samples), y x cells of a stage's map, D width of the teacher there, N tokens.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.initialise import initialise
 
+SHRINKAGE = 1e-3
+"""Share of the mean variance added to every direction before whitening, so that noise is not blown up without limit."""
+
 
 @dataclass(frozen=True)
 class DistillationConfig:
@@ -29,7 +34,7 @@ class DistillationConfig:
 
 
 class Distillation(nn.Module):
-    """Student and two linear heads into the teacher's space; `encoder`, the student, is kept after training.
+    """Student and a linear head per stage into the teacher's space; `encoder`, the student, is kept after training.
 
     The teacher is no submodule: not trained, saved, counted or sharded. It follows `.to(...)`, itself, not a copy.
     """
@@ -44,12 +49,14 @@ class Distillation(nn.Module):
         self.encoder = Encoder(config.encoder, generator)
         self._teacher = (teacher.eval().requires_grad_(False),)
         student_swin, teacher_swin = config.encoder.swin, teacher.config.swin
-        self.pooled_head = nn.Linear(config.encoder.pooled_width, teacher.config.pooled_width)
-        self.grid_head = nn.Linear(
-            student_swin.width(len(student_swin.depths) - 1), teacher_swin.width(len(teacher_swin.depths) - 1)
-        )
-        initialise(self.pooled_head, generator)
-        initialise(self.grid_head, generator)
+        num_stages = len(teacher_swin.depths)
+        if len(student_swin.depths) != num_stages or config.encoder.token_size_m != teacher.config.token_size_m:
+            raise InputError(
+                f"student has {len(student_swin.depths)} stages of {config.encoder.token_size_m:g} m tokens, the teacher "
+                f"{num_stages} of {teacher.config.token_size_m:g} m; give the student as many stages and the same tokens"
+            )
+        self.heads = nn.ModuleList(nn.Linear(student_swin.width(i), teacher_swin.width(i)) for i in range(num_stages))
+        initialise(self.heads, generator)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Distillation":
         super()._apply(fn, recurse)
@@ -65,31 +72,49 @@ class Distillation(nn.Module):
         tiles, teacher = batch.tiles[name], self._teacher[0]
         is_valid = tiles.is_observed.flatten(0, 1)
         is_present_B = is_valid.any(-1).any(-1)
+        is_valid_cell = self.encoder.cells(is_valid, name)
         with torch.no_grad():
             seen, _ = teacher.normalise(tiles, teacher.spec(name))
             taught, _ = teacher.features(seen, is_valid, name)
-            taught_BD = teacher.pool(taught, teacher.cells(is_valid, name))
+            wanted = [whiten(part, at_size(is_valid_cell, part)) for part in taught]
         seen, _ = self.encoder.normalise(tiles, self.encoder.spec(name))
         learnt, balance = self.encoder.features(seen, is_valid, name, generator=generator)
-        is_valid_cell = self.encoder.cells(is_valid, name)
-        pooled_BD = self.pooled_head(self.encoder.pool(learnt, is_valid_cell).to(self.pooled_head.weight.dtype))
-
-        pooled_B = 1 - F.cosine_similarity(pooled_BD.float(), taught_BD, dim=-1)
-        grid_B = token_distance(self.grid_head(learnt[-1]), taught[-1], is_valid_cell)
+        made = [head(part).float() for head, part in zip(self.heads, learnt)]
+        stages = [(m, w, at_size(is_valid_cell, w)) for m, w in zip(made, wanted)]
+        grid_B = torch.stack([token_distance(*stage) for stage in stages]).mean(0)
+        pooled_B = torch.stack([pooled_distance(*stage) for stage in stages]).mean(0)
         pooled, grid = (pooled_B * is_present_B).mean(), grid_B.mean()
         loss = pooled + self.config.grid_weight * grid + self.config.balance_weight * balance
         return {"loss": loss, "pooled": pooled.detach(), "grid": grid.detach(), "balance": balance.detach()}
 
 
-def token_distance(learnt_ByxD: Tensor, taught_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
-    """Return (B,) float32: smooth L1 to the LayerNormed teacher map, mean over the student's valid cells, 0 where none.
+def at_size(is_valid_Byx: Tensor, map_ByxD: Tensor) -> Tensor:
+    """Return the validity of the last map's cells for the cells of an earlier, finer map."""
+    factor = -(-map_ByxD.shape[1] // is_valid_Byx.shape[1])
+    finer = is_valid_Byx.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return finer[:, : map_ByxD.shape[1], : map_ByxD.shape[2]]
 
-    The teacher's map is brought to the student's grid by area means or, where it is coarser, bilinearly.
-    """
-    taught = F.layer_norm(taught_ByxD.float(), taught_ByxD.shape[-1:]).permute(0, 3, 1, 2)
-    size = (learnt_ByxD.shape[1], learnt_ByxD.shape[2])
-    if taught.shape[-2:] != size:
-        is_finer = taught.shape[-2] >= size[0] and taught.shape[-1] >= size[1]
-        taught = F.adaptive_avg_pool2d(taught, size) if is_finer else F.interpolate(taught, size, mode="bilinear")
-    distance_Byx = F.smooth_l1_loss(learnt_ByxD.float(), taught.permute(0, 2, 3, 1), reduction="none").mean(-1)
+
+def whiten(map_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
+    """Return the map in float32 with zero mean and unit variance in every direction over its valid cells (ZCA)."""
+    tokens_ND, weight_N = map_ByxD.float().flatten(0, 2), is_valid_Byx.flatten().float()
+    count = weight_N.sum().clamp_min(1)
+    centred_ND = tokens_ND - (tokens_ND * weight_N[:, None]).sum(0) / count
+    covariance_DD = (centred_ND * weight_N[:, None]).T @ centred_ND / count
+    variance_D, directions_DD = torch.linalg.eigh(covariance_DD)
+    scale_D = (variance_D.clamp_min(0) + SHRINKAGE * variance_D.mean().clamp_min(1e-12)).rsqrt()
+    return (centred_ND @ (directions_DD * scale_D) @ directions_DD.T).view_as(map_ByxD)
+
+
+def token_distance(made_ByxD: Tensor, wanted_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
+    """Return (B,) float32: smooth L1, mean over D and valid cells, 0 where none is valid."""
+    distance_Byx = F.smooth_l1_loss(made_ByxD, wanted_ByxD, reduction="none").mean(-1)
     return (distance_Byx * is_valid_Byx).sum((1, 2)) / is_valid_Byx.sum((1, 2)).clamp_min(1)
+
+
+def pooled_distance(made_ByxD: Tensor, wanted_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
+    """Return (B,) float32: smooth L1 between means over valid cells, in units of the wanted means' spread over the batch."""
+    weight = is_valid_Byx / is_valid_Byx.sum((1, 2), keepdim=True).clamp_min(1)
+    made_BD, wanted_BD = (torch.einsum("byxd,byx->bd", part, weight) for part in (made_ByxD, wanted_ByxD))
+    spread_D = wanted_BD.std(0, correction=0) + SHRINKAGE
+    return F.smooth_l1_loss(made_BD / spread_D, wanted_BD / spread_D, reduction="none").mean(-1)

@@ -35,9 +35,7 @@ def specs() -> dict[str, SensorSpec]:
 def make_config() -> Callable[..., EncoderConfig]:
     """An encoder of two stages, window 2, tokens of 20 m; experts only where asked for."""
 
-    def make(
-        *sensors: SensorSpec, num_experts: int = 0, capacity_factor: float = 1.25, **swin: object
-    ) -> EncoderConfig:
+    def make(*sensors: SensorSpec, num_experts: int = 0, capacity_factor: float = 1.25, **swin: object) -> EncoderConfig:
         moe = MoEConfig(num_experts, 1, capacity_factor) if num_experts else None
         shape = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2), "window": 2, "moe": moe, "moe_stages": (1,)}
         return EncoderConfig(SwinConfig(**{**shape, **swin}), 20.0, sensors or (OPTICAL, RADAR, DSM, AERIAL))
@@ -49,9 +47,7 @@ def make_config() -> Callable[..., EncoderConfig]:
 def make_batch() -> Callable[..., Batch]:
     """Noise about each sensor's statistics over sites of `size_m`, everything valid and present."""
 
-    def make(
-        *sensors: SensorSpec, num: int = 4, times: int = 1, size_m: float = 160.0, index: int = 0, seed: int = 3
-    ) -> Batch:
+    def make(*sensors: SensorSpec, num: int = 4, times: int = 1, size_m: float = 160.0, index: int = 0, seed: int = 3) -> Batch:
         draw = torch.Generator().manual_seed(seed)
         tiles = {}
         for spec in sensors:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from models.batch import Batch
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
-from models.objectives.distillation import Distillation, DistillationConfig, token_distance
+from models.objectives.distillation import Distillation, DistillationConfig, pooled_distance, token_distance, whiten
 from models.sensor import SensorSpec
 
 Make = Callable[..., Batch]
@@ -33,9 +33,7 @@ def model(make_config: MakeConfig, teacher: Encoder) -> Distillation:
     return Distillation(DistillationConfig(make_config()), teacher, seeded(1))
 
 
-def test_teacher_is_frozen_and_no_part_of_the_model(
-    model: Distillation, teacher: Encoder, make_batch: Make, specs: Specs
-) -> None:
+def test_teacher_is_frozen_and_no_part_of_the_model(model: Distillation, teacher: Encoder, make_batch: Make, specs: Specs) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
     model.train()(make_batch(specs["optical"]), seeded())["loss"].backward()
@@ -43,22 +41,43 @@ def test_teacher_is_frozen_and_no_part_of_the_model(
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not teacher.training
-    assert all(name.split(".")[0] in ("encoder", "pooled_head", "grid_head") for name in model.state_dict())
+    assert all(name.split(".")[0] in ("encoder", "heads") for name in model.state_dict())
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in model.parameters()}
     assert {p.grad is None for p in model.encoder.swin.parameters()} == {False}
 
 
 def test_loss_equals_formula(model: Distillation, teacher: Encoder, make_batch: Make, specs: Specs) -> None:
-    """Against the public embeddings of both encoders."""
     batch = make_batch(specs["radar"], specs["optical"], index=1)
-    taught, learnt = teacher.encode(batch)["radar"], model.encoder.encode(batch)["radar"]
-    cosine = F.cosine_similarity(model.pooled_head(learnt.pooled[:, 0]), taught.pooled[:, 0])
-    wanted = F.layer_norm(taught.grid[:, 0], (32,))
-    grid = F.smooth_l1_loss(model.grid_head(learnt.grid[:, 0]), wanted)
-    terms = model(batch, seeded())
-    assert terms["pooled"].item() == pytest.approx((1 - cosine).mean().item(), rel=1e-4)
-    assert terms["grid"].item() == pytest.approx(grid.item(), rel=1e-4)
-    assert terms["loss"].item() == pytest.approx((1 - cosine).mean().item() + grid.item(), rel=1e-4)
+    maps = []
+    for encoder in (teacher, model.encoder):
+        tiles = batch.tiles["radar"]
+        normalised, _ = encoder.normalise(tiles, encoder.spec("radar"))
+        maps.append(encoder.eval().features(normalised, tiles.is_observed.flatten(0, 1), "radar")[0])
+    grid = pooled = 0.0
+    for taught, learnt, head in zip(maps[0], maps[1], model.heads):
+        everywhere = torch.ones(taught.shape[:3], dtype=torch.bool)
+        wanted, made = whiten(taught, everywhere), head(learnt)
+        grid += F.smooth_l1_loss(made, wanted).item() / len(model.heads)
+        spread = wanted.mean((1, 2)).std(0, correction=0) + 1e-3
+        pooled += F.smooth_l1_loss(made.mean((1, 2)) / spread, wanted.mean((1, 2)) / spread).item() / len(model.heads)
+    terms = model.eval()(batch, seeded())
+    assert terms["grid"].item() == pytest.approx(grid, rel=1e-3)
+    assert terms["pooled"].item() == pytest.approx(pooled, rel=1e-3)
+    assert terms["loss"].item() == pytest.approx(grid + pooled, rel=1e-3)
+
+
+def test_whitening_makes_every_direction_count_the_same() -> None:
+    mixing = torch.diag(torch.tensor([10.0, 1.0, 0.5])) @ torch.linalg.qr(torch.randn(3, 3, generator=seeded()))[0]
+    tokens = torch.randn(8, 16, 16, 3, generator=seeded(1)) @ mixing + 5
+    everywhere = torch.ones(8, 16, 16, dtype=torch.bool)
+    white = whiten(tokens, everywhere).flatten(0, 2)
+    torch.testing.assert_close(white.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(white.T @ white / len(white), torch.eye(3), atol=0.2, rtol=0)
+    spoilt = tokens.clone()
+    spoilt[0] = 1e4
+    is_valid = everywhere.clone()
+    is_valid[0] = False
+    torch.testing.assert_close(whiten(spoilt, is_valid)[1:], whiten(tokens[1:], is_valid[1:]), atol=1e-3, rtol=1e-3)
 
 
 def test_absent_tiles_teach_nothing(model: Distillation, make_batch: Make, specs: Specs) -> None:
@@ -80,9 +99,7 @@ def test_student_learns_from_the_teacher(model: Distillation, make_batch: Make, 
     assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
 
 
-def test_teacher_follows_device_and_dtype(
-    model: Distillation, teacher: Encoder, make_batch: Make, specs: Specs
-) -> None:
+def test_teacher_follows_device_and_dtype(model: Distillation, teacher: Encoder, make_batch: Make, specs: Specs) -> None:
     batch = make_batch(specs["aerial"])
     exact = model(batch, seeded())["loss"]
     rough = model.to(torch.bfloat16)(batch, seeded())["loss"]
@@ -91,22 +108,23 @@ def test_teacher_follows_device_and_dtype(
     assert rough.item() == pytest.approx(exact.item(), rel=0.05)
 
 
-def test_maps_of_other_size_are_resampled() -> None:
-    taught = torch.randn(2, 4, 4, 8, generator=seeded())
-    normed = F.layer_norm(taught, (8,))
-    coarse = normed.view(2, 2, 2, 2, 2, 8).mean((2, 4))
-    everywhere = torch.ones(2, 2, 2, dtype=torch.bool)
-    torch.testing.assert_close(token_distance(coarse, taught, everywhere), torch.zeros(2), atol=1e-6, rtol=0)
-    assert token_distance(torch.zeros(2, 8, 8, 8), taught, torch.ones(2, 8, 8).bool()).shape == (2,)
-
-
 def test_invalid_cells_do_not_count() -> None:
-    taught = torch.randn(1, 1, 2, 8, generator=seeded())
-    learnt = torch.randn(1, 1, 2, 8, generator=seeded(6))
-    expected = F.smooth_l1_loss(learnt[:, :, :1], F.layer_norm(taught, (8,))[:, :, :1])
+    wanted, made = (torch.randn(1, 1, 2, 8, generator=seeded(n)) for n in (5, 6))
     is_valid = torch.tensor([[[True, False]]])
-    torch.testing.assert_close(token_distance(learnt, taught, is_valid)[0], expected)
-    assert token_distance(learnt, taught, ~is_valid & is_valid).item() == 0
+    torch.testing.assert_close(token_distance(made, wanted, is_valid)[0], F.smooth_l1_loss(made[:, :, :1], wanted[:, :, :1]))
+    assert token_distance(made, wanted, ~is_valid & is_valid).item() == 0
+    other = made.clone()
+    other[:, :, 1] = 99
+    assert torch.equal(pooled_distance(made, wanted, is_valid), pooled_distance(other, wanted, is_valid))
+
+
+def test_refuses_a_student_of_other_depth(make_config: MakeConfig, teacher: Encoder) -> None:
+    config = make_config()
+    shallow = replace(
+        config, swin=replace(config.swin, depths=config.swin.depths[:1], num_heads=config.swin.num_heads[:1], moe_stages=())
+    )
+    with pytest.raises(InputError, match="student has 1 stages"):
+        Distillation(DistillationConfig(shallow), teacher)
 
 
 def test_refuses_a_teacher_of_other_sensors(make_config: MakeConfig, teacher: Encoder, specs: Specs) -> None:

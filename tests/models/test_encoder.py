@@ -47,9 +47,7 @@ def test_embedding_shapes(encoder: Encoder, make_batch: Make, specs: Specs) -> N
     assert len(batch) == 3
 
 
-def test_stages_can_be_pooled(
-    make_config: MakeConfig, make_batch: Make, specs: Specs, generator: torch.Generator
-) -> None:
+def test_stages_can_be_pooled(make_config: MakeConfig, make_batch: Make, specs: Specs, generator: torch.Generator) -> None:
     config = replace(make_config(), pool="stages")
     encoder = lively(config, generator)
     batch = make_batch(specs["radar"])
@@ -111,9 +109,7 @@ def test_heights_count_from_the_mean_of_their_tile(encoder: Encoder, make_batch:
     batch = make_batch(specs["dsm"])
     pixels = batch.tiles["dsm"].pixels
     lifted = with_tiles(batch, "dsm", pixels=pixels + torch.tensor([0.0, 500, -300, 2000]).view(4, 1, 1, 1, 1))
-    torch.testing.assert_close(
-        encoder.encode(batch)["dsm"].grid, encoder.encode(lifted)["dsm"].grid, atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(encoder.encode(batch)["dsm"].grid, encoder.encode(lifted)["dsm"].grid, atol=1e-3, rtol=1e-3)
     steeper = with_tiles(batch, "dsm", pixels=pixels * 1.5)
     assert not torch.allclose(encoder.encode(batch)["dsm"].grid, encoder.encode(steeper)["dsm"].grid, atol=1e-2)
 

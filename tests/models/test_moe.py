@@ -45,9 +45,7 @@ def test_equals_a_loop_over_tokens(top_k: int, capacity_factor: float, generator
     output, _ = module(x)
     torch.testing.assert_close(output, expected)
     wanted = [x, *module.parameters()]
-    for fast, slow in zip(
-        torch.autograd.grad(output.sin().sum(), wanted), torch.autograd.grad(expected.sin().sum(), wanted)
-    ):
+    for fast, slow in zip(torch.autograd.grad(output.sin().sum(), wanted), torch.autograd.grad(expected.sin().sum(), wanted)):
         torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
 
 

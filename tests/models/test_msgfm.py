@@ -45,9 +45,7 @@ def spotty(batch: Batch, share: float = 0.7) -> Batch:
     return batch
 
 
-def test_source_cycles_over_the_sensors_in_the_encoders_order(
-    make_config: MakeConfig, make_batch: Make, specs: Specs
-) -> None:
+def test_source_cycles_over_the_sensors_in_the_encoders_order(make_config: MakeConfig, make_batch: Make, specs: Specs) -> None:
     model = build(make_config())
     sources = []
     for index in range(4):
@@ -173,9 +171,7 @@ def test_nothing_to_reconstruct_is_zero_not_nan(make_config: MakeConfig, make_ba
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_halves_equal_the_whole(
-    make_config: MakeConfig, make_batch: Make, specs: Specs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_halves_equal_the_whole(make_config: MakeConfig, make_batch: Make, specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradient; validity differs between the halves. Drawn masks and targets are split with the batch."""
     model = build(make_config())
     batch = spotty(make_batch(specs["optical"], specs["dsm"], num=6))
@@ -207,9 +203,7 @@ def test_dates_count_as_samples(make_config: MakeConfig, make_batch: Make, specs
     assert torch.equal(model(batch, seeded())["loss"], expected)
 
 
-def test_every_part_of_the_batch_is_trained_and_nothing_else(
-    make_config: MakeConfig, make_batch: Make, specs: Specs
-) -> None:
+def test_every_part_of_the_batch_is_trained_and_nothing_else(make_config: MakeConfig, make_batch: Make, specs: Specs) -> None:
     """Decoders take part whatever is drawn, so all ranks run the same modules; other sensors get no gradient at all."""
     for probability in (0.0, 1.0):
         model = build(make_config(num_experts=2), cross_sensor_probability=probability)
