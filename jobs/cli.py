@@ -332,6 +332,8 @@ def _show(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # what is piped should not be folded to 80 columns
     for key, value in summary.items():
         if key != "table":
             shown = value if isinstance(value, str) else json.dumps(value, default=str)

@@ -36,7 +36,7 @@ def student() -> StudentRecipe:
     """
     return StudentRecipe(
         backbone=SwinConfig(embed_dim=32, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4),
-        train=TrainConfig(num_steps=300, optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=30)),
+        train=TrainConfig(num_steps=400, optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=30)),
     )
 
 
