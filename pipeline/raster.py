@@ -67,11 +67,15 @@ def read_on_grid(
                 resampling=resampling,
                 src_nodata=nodata,
                 nodata=nodata,
-                tolerance=0.01,
+                tolerance=1e-9,  # all but exact: an approximation would depend on which block is asked for; rasterio refuses 0
                 add_alpha=nodata is None,
+                # Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
+                XSCALE="1",
+                YSCALE="1",
             ) as warped:
                 pixels = warped.read(indexes)
-                is_valid = warped.read_masks(indexes[0]) > 0
+                # Without nodata, what lies outside the file is told by the added alpha band alone (masks of floats ignore it).
+                is_valid = (warped.read(warped.count) if nodata is None else warped.read_masks(indexes[0])) > 0
         except RasterioError as error:
             raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
     if np.issubdtype(pixels.dtype, np.floating):
