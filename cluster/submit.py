@@ -4,6 +4,7 @@ import asyncio
 import os
 import shlex
 import sys
+import time
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from pipeline import storage
 from pipeline.errors import InputError
 
+AGENT_SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What the cluster's side needs to reach the same storage; values travel in the job's environment, never in a log.
 FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
@@ -38,12 +40,24 @@ def submit(arguments: list[str], address: str | None) -> dict[str, Any]:
             raise InputError(f"the cluster runs Ray {found}, this is {ray.__version__}; install the cluster's version here")
     entrypoint = shlex.join(["terraloom", *map(_absolute, arguments)])
     variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-    job = client.submit_job(entrypoint=entrypoint, runtime_env={"env_vars": variables}, metadata={"job": arguments[0]})
+    job = _submit_when_ready(client, entrypoint, {"env_vars": variables}, {"job": arguments[0]})
     print(f"submitted {job}: {entrypoint}", file=sys.stderr, flush=True)
     asyncio.run(_follow(client, job))
     info = client.get_job_info(job)
     status = 0 if info.status == JobStatus.SUCCEEDED else int(info.driver_exit_code or 1)
     return {"submission": job, "status": str(info.status), "exit_status": status}
+
+
+def _submit_when_ready(client: JobSubmissionClient, entrypoint: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:
+    """Submit; a cluster that has just started has a job server before it has an agent that starts jobs."""
+    limit = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > limit:
+                raise
+            time.sleep(1)
 
 
 async def _follow(client: JobSubmissionClient, job: str) -> None:

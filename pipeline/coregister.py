@@ -115,11 +115,17 @@ def structure_bands(scene: Scene) -> tuple[str, ...]:
 
 
 def register_scene(scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float) -> Registration:
-    """Estimate the scene's shift against a reference that is itself moved by `reference_shift_m`."""
+    """Estimate the scene's shift against a reference that is itself moved by `reference_shift_m`.
+
+    An unreadable scene is an InputError; an unreadable reference is not the scene's fault and leaves it where it is.
+    """
     geobox = comparison_grid(scene, reference)
     if min(geobox.shape) < 32:
         return unregistered(f"overlap with '{reference.id}' is under 32 pixels")
-    fixed, fixed_valid = read_structure(reference, geobox, reference_shift_m)
+    try:
+        fixed, fixed_valid = read_structure(reference, geobox, reference_shift_m)
+    except InputError as error:
+        return unregistered(f"its reference {reference.id} cannot be read ({error})")
     moving, moving_valid = read_structure(scene, geobox)
     estimate = estimate_shift(fixed, moving, fixed_valid, moving_valid, geobox.resolution.x, max_shift_m)
     return replace(estimate, reason=f"against {reference.id}: {estimate.reason}")

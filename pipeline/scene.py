@@ -168,7 +168,10 @@ def _has_band(sensor: Sensor, name: str) -> bool:
 def _time_of(name: str, tags: dict[str, str]) -> datetime | None:
     for stated in (tags.get("DATETIME"), tags.get("TIFFTAG_DATETIME")):
         if stated:
-            return _utc(datetime.fromisoformat(re.sub(r"^(\d{4}):(\d\d):(\d\d) ", r"\1-\2-\3T", stated)))
+            try:
+                return _utc(datetime.fromisoformat(re.sub(r"^(\d{4}):(\d\d):(\d\d) ", r"\1-\2-\3T", stated)))
+            except ValueError:
+                raise InputError(f"its time tag '{stated}' is not ISO 8601; expected for example 2018-05-01T10:30:00") from None
     match = re.search(r"(19|20)\d{6}(T\d{6})?", name)
     try:
         return _utc(datetime.fromisoformat(match.group(0))) if match else None

@@ -137,7 +137,11 @@ def load_sensor(name: str) -> Sensor:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise InputError(f"sensor '{name}' is unknown (known: {', '.join(known_sensors())}){_hint(name, known_sensors())}")
-    return sensor_from_dict(yaml.safe_load(path.read_text()), str(path))
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"sensor definition {path} is not YAML: {' '.join(str(error).split())}") from None
+    return sensor_from_dict(content, str(path))
 
 
 def recognise(filename: str) -> Sensor | None:

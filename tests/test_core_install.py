@@ -35,5 +35,5 @@ def test_encoder_runs_with_the_core_install(tmp_path: Path) -> None:
     subprocess.run(install, check=True, timeout=500)
     done = subprocess.run([python, "-c", SCRIPT, tmp_path / "model"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "pooled (2, 32)"
+    assert done.stdout.strip() == "pooled (2, 1, 32)"
     assert sys.executable != str(python)

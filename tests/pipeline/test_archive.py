@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import pytest
 import xarray as xr
 import zarr
 
+from pipeline import archive as archive_module
+from pipeline import storage
 from pipeline.archive import SCHEMA_VERSION, Archive, Label, Tile, create_archive, open_archive
+from pipeline.chips import split_places
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.sensors import load_sensor
@@ -126,3 +130,49 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         open_archive(str(tmp_path / "a"))
     with pytest.raises(InputError, match="not a plain name"):
         make_archive(tmp_path / "b").shard_url("../../etc/passwd")
+
+
+@pytest.mark.parametrize("broken", ["_write_sensor", "write_bytes"])
+def test_publish_that_fails_midway_leaves_the_others_readable(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once while the folder is staged, once when only the catalog part is missing."""
+    archive = make_archive(tmp_path / "a")
+    archive.publish("s_0", "train", make_tiles(3), "inputs")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(archive_module if broken == "_write_sensor" else storage, broken, fail)
+        with pytest.raises(OSError, match="disk full"):
+            archive.publish("s_1", "val", make_tiles(3, 1), "inputs")
+    assert set(open_archive(archive.url).catalog()["shard"]) == {"s_0"}
+    assert len(archive.read("s_0", "sentinel1_grd", np.arange(3))[0]) == 3
+    present = {path.name for path in (tmp_path / "a" / "shards").iterdir()}
+    assert present == {"s_0.zarr"} | ({"s_1.zarr"} if broken == "write_bytes" else set())
+    archive.publish("s_1", "val", make_tiles(4, 2), "inputs")
+    assert np.array_equal(archive.read("s_1", "sentinel1_grd", np.array([3]))[0][0], make_tiles(4, 2)[3].pixels)
+
+
+def test_publishing_again_replaces_the_shard(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "a")
+    archive.publish("s_0", "train", make_tiles(5), "old")
+    archive.publish("s_0", "train", make_tiles(2, seed=9), "new")
+    assert len(archive.catalog()) == 2
+    assert archive.inputs_of("s_0") == "new"
+    assert np.array_equal(archive.read("s_0", "sentinel1_grd", np.array([0]))[0][0], make_tiles(2, seed=9)[0].pixels)
+
+
+def test_tile_of_another_shape_is_refused(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "a")
+    tile = make_tiles(1)[0]
+    for wrong in (replace(tile, pixels=tile.pixels[:1]), replace(tile, pixels=tile.pixels.astype(np.int32))):
+        with pytest.raises(ValueError, match=r"tile of sentinel1_grd is .*, expected \(2, 64, 64\) int16"):
+            archive.publish("s_0", "train", [wrong], "inputs")
+    assert archive.published() == []
+
+
+def test_places_keep_their_split_whatever_the_order() -> None:
+    places = [f"place {n}" for n in range(200)]
+    splits = split_places(places)
+    assert splits == split_places(places[::-1])
+    assert {name: list(splits.values()).count(name) for name in ("train", "val", "test")} == {"train": 120, "val": 30, "test": 50}

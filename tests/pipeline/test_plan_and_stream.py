@@ -8,7 +8,7 @@ import pytest
 from pipeline.archive import open_archive
 from pipeline.errors import InputError
 from pipeline.plan import Plan, SetPlan
-from pipeline.stream import Stream, tile_times
+from pipeline.stream import Stream, collate, read_window, tile_times
 from pipeline.views import dihedral, samples, sensor_sets
 
 PAIR = ("sentinel2_l2a", "sentinel1_grd")
@@ -121,3 +121,81 @@ def test_dihedral_has_eight_symmetries() -> None:
     image = np.arange(9).reshape(3, 3)
     assert len({dihedral(image, s).tobytes() for s in range(8)}) == 8
     assert np.array_equal(dihedral(image, 0), image)
+
+
+def test_one_symmetry_moves_all_of_a_sample(archive: str) -> None:
+    """Pixels and validity of both sensors turn together; times and places are those of the catalog."""
+    opened = open_archive(archive)
+    catalog = opened.catalog()
+    plan = SetPlan(PAIR, samples(catalog, PAIR), 1, 24, 4, seed=3)
+    window = next(plan.windows(0, 0))
+    (step,) = Plan([plan], [1.0]).steps(0, 1)
+    given = collate(opened, plan, step, 0, read_window(opened, plan, tile_times(catalog), window))
+    indexed = catalog.set_index(["sensor", "shard", "row"])
+    used = set()
+    for number, planned in enumerate(plan.samples.iloc[window.samples].itertuples()):
+        fitting = set(range(8))
+        for name in PAIR:
+            row = getattr(planned, name)
+            stored, valid = opened.read(planned.shard, name, np.array([row]))
+            part, entry = given.sensors[name], indexed.loc[(name, planned.shard, row)]
+            tile = opened.sensors[name].to_physical(stored[0])
+            assert not np.array_equal(tile, dihedral(tile, 1))
+            fitting &= {
+                s
+                for s in range(8)
+                if np.array_equal(part.pixels[number, 0], dihedral(tile, s))
+                and np.array_equal(part.is_valid[number, 0], dihedral(valid[0], s) > 0)
+            }
+            assert part.time_days[number, 0] == pytest.approx((entry["time"] - pd.Timestamp(0, tz="UTC")).total_seconds() / 86_400)
+            assert given.lonlat_deg[number].tolist() == [entry["lon_deg"], entry["lat_deg"]]
+        assert len(fitting) == 1
+        used |= fitting
+    assert len(used) > 2
+
+
+def test_without_times_dates_are_paired_in_order() -> None:
+    catalog = pd.DataFrame(
+        [
+            {
+                "site": "x",
+                "shard": "s",
+                "sensor": sensor,
+                "order": order,
+                "row": 10 * order + base,
+                "time": pd.NaT,
+                "lon_deg": np.nan,
+                "lat_deg": np.nan,
+            }
+            for sensor, base, dates in (("a", 0, 2), ("b", 1, 3))
+            for order in range(dates)
+        ]
+    )
+    found = samples(catalog, ("b", "a"))
+    assert found[["a", "b"]].to_numpy().tolist() == [[0, 1], [10, 11]]
+    assert len(samples(catalog, ("b",))) == 3
+
+
+def test_every_world_size_sees_the_same_global_batches() -> None:
+    plan = Plan([make_plan(num_lanes=4), make_plan(num_lanes=8)], [2.0, 1.0])
+    orders = []
+    for world_size in (1, 2, 4):
+        order = []
+        for step in plan.steps(0, 12):
+            chosen = plan.sets[step.sensor_set]
+            lanes = {
+                lane: chosen.micro_batch(lane, step.index)
+                for rank in range(world_size)
+                for lane in plan.lanes_of(rank, world_size, step.sensor_set)
+            }
+            order.append(np.concatenate([lanes[lane] for lane in sorted(lanes)]).tolist())
+        orders.append(order)
+    assert orders[0] == orders[1] == orders[2]
+    assert len({tuple(batch) for batch in orders[0]}) == 12
+    assert all(len(batch) in (12, 24) for batch in orders[0])
+
+
+def test_weights_must_be_positive_and_one_a_set() -> None:
+    for weights in ([1.0], [1.0, 0.0]):
+        with pytest.raises(InputError, match="2 sensor sets need as many positive weights, found"):
+            Plan([make_plan(), make_plan()], weights)

@@ -4,10 +4,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from odc.geo.geobox import GeoBox
+from rasterio.features import rasterize
+from scipy import ndimage
 
+from pipeline.coregister import register_scene
 from pipeline.errors import InputError
+from pipeline.planet import BARE, BROADLEAF, CONIFER, WATER
+from pipeline.raster import read_on_grid
+from pipeline.scene import Scene, read_scenes
 from pipeline.sensors import load_sensor
-from pipeline.simulate import SimulateConfig, simulate
+from pipeline.simulate import CHANGE_DAY, LOOKS, SimulateConfig, simulate
 
 SMALL = SimulateConfig(size_m=1280, satellite_dates=1, aerial_dates=0, num_changes=0)
 
@@ -60,13 +67,78 @@ def test_reflectance_is_in_range_whatever_the_files_offset(planet: Path) -> None
     assert np.abs(medians[0] - medians[1]).max() < 0.1
 
 
-def test_speckle_has_the_stated_looks(planet: Path) -> None:
+def truth_of(planet: Path) -> dict[str, dict]:
+    return json.loads((planet / "truth" / "scenes.json").read_text())
+
+
+def classes_under(planet: Path, found: Scene) -> tuple[np.ndarray, GeoBox]:
+    """Return the true class of every pixel of `found` (255 outside the planet), and its own pixel grid."""
+    with rasterio.open(found.assets[0].href) as source:
+        geobox = GeoBox(source.shape, source.transform, str(source.crs))
+    before, after = sorted((planet / "truth").glob("landcover_*.tif"))
+    moved = truth_of(planet)[found.id]
+    classes, is_inside = read_on_grid(
+        str(before if found.time.timetuple().tm_yday < CHANGE_DAY else after),
+        (1,),
+        geobox,
+        255,
+        (-moved["shift_x_m"], -moved["shift_y_m"]),
+        categorical=True,
+    )
+    return np.where(is_inside, classes[0], 255), geobox
+
+
+def scenes_of(planet: Path, sensor: str) -> list[Scene]:
+    found, refused = read_scenes(str(planet / "scenes"))
+    assert refused == {}
+    return sorted((s for s in found if s.sensor.name == sensor), key=lambda s: (s.time, s.id))
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_injected_shift_is_really_there(index: int, planet: Path) -> None:
+    """The second Sentinel-2 date, cut in two scenes, lies off the first by what truth says, to 2 m."""
+    first, *others = scenes_of(planet, "sentinel2_l2a")
+    truth, moved = truth_of(planet), others[index - 1]
+    expected = [truth[moved.id][f"shift_{axis}_m"] - truth[first.id][f"shift_{axis}_m"] for axis in "xy"]
+    found = register_scene(moved, first, (0.0, 0.0), 60.0)
+    assert np.hypot(*expected) > 3
+    assert np.hypot(*np.subtract(found.shift_m, expected)) < 2, found
+    assert found.confidence > 0.5
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_speckle_has_the_stated_looks(index: int, planet: Path) -> None:
     """Over still water backscatter is one constant times gamma noise: mean^2 / variance is the number of looks."""
-    values, is_valid = scene(planet, "sentinel1_grd*.tif")
-    power = np.where(is_valid, 10 ** (values[0] / 10), np.nan)
-    blocks = [power[i : i + 8, j : j + 8] for i in range(0, power.shape[0] - 8, 8) for j in range(0, power.shape[1] - 8, 8)]
-    looks = np.array([np.mean(b) ** 2 / np.var(b) for b in blocks if np.isfinite(b).all()])
-    assert 3 < np.percentile(looks, 85) < 8
+    found = scenes_of(planet, "sentinel1_grd")[index]
+    classes, geobox = classes_under(planet, found)
+    values, is_valid = found.read(geobox, ("VV", "VH"))
+    is_open_water = ndimage.binary_erosion((classes == WATER) & is_valid, iterations=4)
+    looks = []
+    for y in range(0, geobox.shape.y - 12, 12):
+        for x in range(0, geobox.shape.x - 12, 12):
+            window = (slice(y, y + 12), slice(x, x + 12))
+            if is_open_water[window].all():
+                power = 10 ** (values[:, *window] / 10)
+                looks.append(power.mean(axis=(1, 2)) ** 2 / power.var(axis=(1, 2), ddof=1))
+    assert len(looks) > 50
+    np.testing.assert_allclose(np.median(looks, axis=0), LOOKS, rtol=0.1)
+
+
+def test_land_cover_looks_like_itself(planet: Path) -> None:
+    """In August leaves are green: NDVI of forest far above bare ground, and water below zero; clouds are white."""
+    for found in scenes_of(planet, "sentinel2_l2a")[1:]:
+        classes, geobox = classes_under(planet, found)
+        values, is_valid = found.read(geobox, ("B02", "B04", "B08"))
+        assert found.cloud_href is not None
+        with rasterio.open(found.cloud_href) as source:
+            sky = source.read(1)
+        ndvi = (values[2] - values[1]) / (values[2] + values[1] + 1e-6)
+        medians = {k: np.median(ndvi[(classes == k) & is_valid & (sky == 0)]) for k in (WATER, BROADLEAF, CONIFER, BARE)}
+        assert min(medians[BROADLEAF], medians[CONIFER]) > medians[BARE] + 0.3
+        assert medians[WATER] < 0 < medians[BARE]
+        clear, cloudy = (np.median(values[0][(sky == k) & is_valid]) for k in (0, 1))
+        assert cloudy > 3 * clear
+        assert (sky[is_valid] == 1).mean() == pytest.approx(truth_of(planet)[found.id]["cloud_fraction"], abs=2e-3)
 
 
 def test_truth_names_every_scene_and_the_reference_is_right(planet: Path) -> None:
@@ -77,10 +149,15 @@ def test_truth_names_every_scene_and_the_reference_is_right(planet: Path) -> Non
     assert max(np.hypot(t["shift_x_m"], t["shift_y_m"]) for t in truth.values()) > 3
 
 
-def test_land_cover_changes_only_where_the_changes_are(planet: Path) -> None:
+def test_change_polygons_are_where_the_epochs_differ(planet: Path) -> None:
     before, after = sorted((planet / "truth").glob("landcover_*.tif"))
     changes = json.loads((planet / "truth" / "changes.geojson").read_text())["features"]
     with rasterio.open(before) as first, rasterio.open(after) as second:
-        is_different = first.read(1) != second.read(1)
-    assert changes
-    assert 0 < is_different.mean() < 0.2
+        early, late, transform = first.read(1), second.read(1), first.transform
+        names = json.loads(first.tags()["CLASSES"])
+    outlines = [(feature["geometry"], number + 1) for number, feature in enumerate(changes)]
+    number = rasterize(outlines, early.shape, transform=transform)
+    assert np.array_equal(number > 0, early != late)
+    assert 0 < (number > 0).mean() < 0.2
+    for index, feature in enumerate(changes):
+        assert set(late[number == index + 1]) == {names.index(feature["properties"]["after"])}
