@@ -129,7 +129,8 @@ def _write_shard(
     inputs: str,
 ) -> tuple[int, dict[str, str]]:
     tiles, refused = build_tiles(cell, archive.grid, scenes, sensors, registrations, rasters, config.min_valid_fraction)
-    return (archive.publish(cell.id, split_of(cell), tiles, inputs) if tiles else 0), refused
+    # A shard that lacks a scene which could not be read is not up to date: the next run tries again.
+    return (archive.publish(cell.id, split_of(cell), tiles, "incomplete" if refused else inputs) if tiles else 0), refused
 
 
 def _write_all(

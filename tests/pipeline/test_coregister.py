@@ -145,15 +145,14 @@ def test_corrupt_reference_does_not_take_the_others_with_it(planet: Path, tmp_pa
     assert catalog["reason"].str.contains(f"its reference {victim.stem} cannot be read").all()
 
 
-@pytest.mark.parametrize("register", [False])
-def test_repaired_scene_is_taken_up_by_the_next_run(register: bool, planet: Path, tmp_path: Path, cluster: None) -> None:
+def test_repaired_scene_is_taken_up_by_the_next_run(planet: Path, tmp_path: Path, cluster: None) -> None:
     folder, url = tmp_path / "scenes", str(tmp_path / "archive")
     shutil.copytree(planet / "scenes", folder)
     scan_folder(str(folder), None, None, None)
     victim = sorted(folder.glob("sentinel1_grd*.tif"))[0]
     whole = victim.read_bytes()
     victim.write_bytes(whole[:3000])
-    config = CoregisterConfig(register=register)
+    config = CoregisterConfig(register=False)
     assert list(coregister(str(folder), url, Grid(shard_sites=6), config, None)["refused"]) == [victim.stem]
     victim.write_bytes(whole)
     assert coregister(str(folder), url, Grid(shard_sites=6), config, None)["refused"] == {}

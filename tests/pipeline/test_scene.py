@@ -128,7 +128,7 @@ def test_time_and_sensor_can_be_given(tmp_path: Path) -> None:
     write(tmp_path / "plain.tif", counts())
     scene = only(tmp_path, sensor_name="sentinel1_grd", time=TIME)
     assert (scene.time, scene.sensor.name) == (TIME, "sentinel1_grd")
-    with pytest.raises(InputError, match="does not exist; give a folder with .tif"):
+    with pytest.raises(InputError, match=r"does not exist; give a folder with \.tif"):
         scan(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no \.tif, .* file under"):

@@ -100,5 +100,5 @@ def test_a_users_yaml_is_a_sensor_and_a_wrong_name_is_corrected(tmp_path: Path) 
 def test_a_file_that_is_no_definition_is_an_input_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match="broken.yaml"):
+    with pytest.raises(InputError, match=r"broken\.yaml"):
         load_sensor(str(path))
