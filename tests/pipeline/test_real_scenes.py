@@ -28,7 +28,7 @@ def test_two_sentinel2_scenes_near_berlin(shared_data: Path, tmp_path: Path, clu
     sensor.write_text(yaml.safe_dump(ONE_BAND))
     catalog, url = str(tmp_path / "scenes.json"), str(tmp_path / "archive")
     scan_folder(str(shared_data / "coreg_s2_s2"), str(sensor), None, catalog)
-    done = coregister(catalog, url, Grid(shard_sites=8), CoregisterConfig(), None)
+    done = coregister(catalog, url, Grid(shard_sites=16), CoregisterConfig(), None)
     assert done["refused"] == {}
     archive = open_archive(url)
     moved = archive.catalog().drop_duplicates("scene").set_index("scene")
