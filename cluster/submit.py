@@ -55,8 +55,13 @@ def _submit_when_ready(client: JobSubmissionClient, entrypoint: str, environment
         try:
             return client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > limit:
+            if "No available agent" not in str(error):
                 raise
+            if time.monotonic() > limit:
+                raise InputError(
+                    f"no node of the cluster takes jobs after {AGENT_SECONDS} s; another Ray may hold the agent's port: "
+                    "give 'ray start' a free --dashboard-agent-listen-port"
+                ) from None
             time.sleep(1)
 
 

@@ -2,13 +2,21 @@
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PORT, DASHBOARD = 6397, 8297
+
+def free_ports(names: tuple[str, ...]) -> dict[str, int]:
+    """One free port per name: a Ray head's default ports may belong to another Ray on this machine."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return dict(zip(names, ports, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +31,9 @@ def head(tmp_path_factory: pytest.TempPathFactory):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
     }
-    ports = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD), "--ray-client-server-port", "25001"]
-    command = [binaries / "ray", "start", "--head", "--block", "--num-cpus", "2", "--temp-dir", "/tmp/ray_submit_test", *ports]
+    ports = free_ports(("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"))
+    command = [binaries / "ray", "start", "--head", "--block", "--num-cpus", "2", "--temp-dir", "/tmp/ray_submit_test"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
     for line in process.stdout:
@@ -32,13 +41,13 @@ def head(tmp_path_factory: pytest.TempPathFactory):
             break
     else:
         pytest.fail("Ray did not start")
-    yield environment
+    yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}"}
     process.terminate()
     process.wait(timeout=60)
 
 
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}", *arguments]
+    command = [sys.executable, "-m", "jobs.cli", "submit", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
