@@ -35,8 +35,8 @@ def student() -> StudentRecipe:
     About ten times smaller than the `msgfm` recipe's encoder.
     """
     return StudentRecipe(
-        backbone=SwinConfig(embed_dim=32, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4),
-        train=TrainConfig(num_steps=400, optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=30)),
+        backbone=SwinConfig(embed_dim=36, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4),
+        train=TrainConfig(num_steps=500, optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=30)),
     )
 
 
