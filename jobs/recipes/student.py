@@ -36,7 +36,7 @@ def student() -> StudentRecipe:
     """
     return StudentRecipe(
         backbone=SwinConfig(embed_dim=36, depths=(2, 2, 2), num_heads=(1, 2, 4), window=4),
-        train=TrainConfig(num_steps=600, optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=30)),
+        train=TrainConfig(num_steps=500, optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=30)),
     )
 
 
