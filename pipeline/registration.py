@@ -1,26 +1,43 @@
-"""Estimate how far one image lies from another: (shift, confidence, reason), never an exception and never a wild warp.
+"""Estimate how far one image lies from another: (displacement, confidence, reason), never an exception, never a wild warp.
 
-Sub-pixel phase correlation of gradient magnitudes over overlapping windows: gradients survive different radiometry
-and, in part, different sensors; many windows that agree are the evidence. Arrays in, numbers out; files, grids and
-what to do with the shift are decided elsewhere.
+Coarse to fine: one shift from the average of all windows' correlations, then one shift per window, then the smooth
+displacement that most windows agree on. Arrays on one pixel grid in, pixels out: which images are compared, and what is
+done with the result, are decided in `coregister.py`.
 """
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import fft, ndimage
 
-WINDOW_PX = 128
-MAX_WINDOWS = 64
-MIN_CONFIDENCE = 0.3
-AGREEMENT_PX = 1.0
+from pipeline.displacement import Field, Fit, constant, fit
+from pipeline.matching import Points, average_down, correlate, describe, peak, window_centres
+
+SIGMA_PX = 1.0
+WHITENING = 0.5
+SMOOTHING_PX = 1.0
+"""Scale of the gradients, share of whitening, low pass: of 18 combinations tried on simulated scenes, the one with the
+least error for optical-optical pairs (0.02-0.03 px) that costs radar-optical nothing (docs/benchmarks.md)."""
+WINDOW_PX = 64
+FINE_RADIUS_PX = 5
+COARSE_WINDOW_PX = 256
+COARSE_SHIFT_PX = 24
+"""Pixels are averaged down until the largest shift searched for is this small."""
+MAX_COARSE_WINDOWS = 64
+MAX_POINTS = 2500
+MIN_VALID = 0.02
+MIN_CONFIDENCE = 0.7
+STRETCHES = tuple(1.05**k for k in range(-7, 8))
+CLEAR_HEIGHT = 6.0
+"""Peaks of pairs that match are above, those of other places (up to 4 sigma) below."""
 
 
 @dataclass(frozen=True)
 class Registration:
-    """What must be added to a scene's stated coordinates, in metres east and north of the tiling CRS.
+    """What was added to a tile's stated coordinates, in metres east and north of its CRS, with confidence 0..1 and reason.
 
-    `confidence` is in 0..1; below `MIN_CONFIDENCE` the shift is zero and `reason` says why.
+    Without evidence enough the shift is zero and `reason` says why.
     """
 
     shift_x_m: float
@@ -36,105 +53,175 @@ class Registration:
 REFERENCE = Registration(0.0, 0.0, 1.0, "reference")
 
 
-def unregistered(reason: str) -> Registration:
-    return Registration(0.0, 0.0, 0.0, reason)
+@dataclass(frozen=True)
+class Coarse:
+    """One shift (dy, dx) of the whole, px, and its peak's height; `reason` where there is nothing to go on with."""
+
+    shift_px: np.ndarray
+    height: float
+    reason: str | None = None
 
 
-def estimate_shift(
+@dataclass(frozen=True)
+class Match:
+    """Displacement of one image against another in px; no field where there is not evidence enough, and why."""
+
+    field: Field | None
+    confidence: float
+    reason: str
+    points: Points | None = None
+
+
+def match(
+    reference: np.ndarray, moving: np.ndarray, reference_valid: np.ndarray, moving_valid: np.ndarray, max_shift_px: float
+) -> Match:
+    """Find where `moving` (bands, y, x) shows what `reference` (bands, y, x) shows, both on one grid, masks (y, x) bool.
+
+    Where `max_shift_px` allows for it and nothing fits as it is, stretched images are tried too.
+    """
+    coarse = coarse_shift(reference, moving, reference_valid, moving_valid, max_shift_px)
+    if coarse.height >= CLEAR_HEIGHT or 2 * max_shift_px / max(reference_valid.shape) < 1 - STRETCHES[6]:
+        points = tie_points(reference, moving, reference_valid, moving_valid, coarse)
+        return conclude(points, coarse)
+    stretch = _best_stretch(reference, moving, reference_valid, moving_valid, max_shift_px)
+    if stretch is None:
+        return conclude(tie_points(reference, moving, reference_valid, moving_valid, coarse), coarse)
+    moving, moving_valid = _stretched(moving, moving_valid, stretch)
+    coarse = coarse_shift(reference, moving, reference_valid, moving_valid, max_shift_px)
+    found = conclude(tie_points(reference, moving, reference_valid, moving_valid, coarse), coarse)
+    return replace(found, field=found.field.then_stretched(stretch)) if found.field else found
+
+
+def coarse_shift(
+    reference: np.ndarray, moving: np.ndarray, reference_valid: np.ndarray, moving_valid: np.ndarray, max_shift_px: float
+) -> Coarse:
+    """Find the one shift of the whole: on pixels averaged down until it is at most 24 of them, then on full ones around it."""
+    for pixels, is_valid in ((reference, reference_valid), (moving, moving_valid)):
+        if is_valid.mean() < MIN_VALID or min(is_valid.shape) < 32:
+            return Coarse(np.zeros(2), 0.0, "hardly any valid pixels")
+        if max(float(band[is_valid].std()) for band in pixels) < 1e-6:
+            return Coarse(np.zeros(2), 0.0, "flat image")
+    factor = max(1, min(int(np.ceil(max_shift_px / COARSE_SHIFT_PX)), min(reference_valid.shape) // 48))
+    fixed, fixed_valid = _averaged_structure(reference, reference_valid, factor)
+    moved, _ = _averaged_structure(moving, moving_valid, factor)
+    radius = int(np.ceil(max_shift_px / factor)) + 1
+    shift, height = _shift_of_all(fixed, moved, fixed_valid, np.zeros(2), COARSE_WINDOW_PX, radius)
+    shift = shift * factor
+    if factor > 1:
+        fixed, moved = describe(reference, reference_valid, SIGMA_PX), describe(moving, moving_valid, SIGMA_PX)
+        both = _jointly(reference_valid, moving_valid, shift)
+        shift, height = _shift_of_all(fixed, moved, both, shift, 2 * WINDOW_PX, 2 * factor + 2)
+    at_limit = np.abs(shift).max() > max_shift_px
+    return Coarse(shift, height, f"shift at the search limit of {max_shift_px:g} px" if at_limit else None)
+
+
+def _averaged_structure(pixels: np.ndarray, is_valid: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    smaller, smaller_valid = average_down(pixels, is_valid, factor)
+    return describe(smaller, smaller_valid, SIGMA_PX), smaller_valid
+
+
+def _shift_of_all(
+    fixed: np.ndarray, moved: np.ndarray, is_valid: np.ndarray, guess: np.ndarray, size: int, radius: int
+) -> tuple[np.ndarray, float]:
+    """Return the highest point of the windows' mean surface, and its height: weak evidence of many windows adds up."""
+    size = _even(min(size, *is_valid.shape))
+    centres = window_centres(is_valid, size, size // 2, min_valid=0.3)
+    centres = centres[:: max(1, len(centres) // MAX_COARSE_WINDOWS)]
+    if not len(centres):
+        return guess, 0.0
+    whole = np.rint(guess).astype(int)
+    batches = correlate(fixed, moved, centres, np.broadcast_to(whole, centres.shape), size, WHITENING, SMOOTHING_PX)
+    spectrum = np.sum([s.sum(axis=0) for s, _ in batches], axis=0)[None]
+    shift, height = peak(spectrum, fft.irfft2(spectrum, s=(size, size)), radius)
+    return whole + shift[0], float(height[0])
+
+
+def tie_points(
     reference: np.ndarray,
     moving: np.ndarray,
     reference_valid: np.ndarray,
     moving_valid: np.ndarray,
-    gsd_m: float,
-    max_shift_m: float,
-) -> Registration:
-    """Estimate the shift that brings `moving` (bands, y, x) onto `reference` (bands, y, x), both on one north-up grid.
+    coarse: Coarse,
+    spacing_px: int = WINDOW_PX // 2,
+) -> Points:
+    """Measure one shift per window around the coarse one, then again around what the windows agree on, for least overlap lost."""
+    nothing = Points(*(np.zeros(0) for _ in range(5)))
+    if coarse.reason:
+        return nothing
+    size = _even(min(WINDOW_PX, *reference_valid.shape))
+    centres = window_centres(_jointly(reference_valid, moving_valid, coarse.shift_px), size, spacing_px)
+    if not len(centres):
+        return nothing
+    fixed, moved = describe(reference, reference_valid, SIGMA_PX), describe(moving, moving_valid, SIGMA_PX)
+    points = _measure(fixed, moved, centres, constant(coarse.shift_px), size)
+    agreed = fit(points, spacing_px, np.random.default_rng(0))
+    if agreed is None or np.abs(agreed.field.at(centres) - coarse.shift_px).max() < 1:
+        return points
+    return _measure(fixed, moved, centres, agreed.field, size)
 
-    Validity masks are (y, x) bool. Source of the method: Kuglin & Hines 1975 (phase correlation); gradients for
-    multisensor pairs as in Argyriou & Vlachos 2006.
-    """
-    overlap = reference_valid & moving_valid
-    if overlap.mean() < 0.05:
-        return unregistered("no common valid area")
-    first, second = structure(reference, overlap), structure(moving, overlap)
-    if min(first.std(), second.std()) < 1e-6:
-        return unregistered("flat image")
-    surfaces = [_correlate(first[w], second[w]) for w in _windows(overlap)]
-    if not surfaces:
-        return unregistered("no window with enough valid pixels")
-    radius = max(2, min(int(np.ceil(max_shift_m / gsd_m)), min(surfaces[0].shape) // 2 - 2))
-    crops = np.stack([_centre(surface, radius) for surface in surfaces])
-    shift_y, shift_x, sharpness = _peak(crops.mean(axis=0))
-    peaks = np.array([_peak(crop)[:2] for crop in crops])
-    agree = np.hypot(*(peaks - (shift_y, shift_x)).T) <= AGREEMENT_PX
-    # A random peak lands within AGREEMENT_PX of a given place by chance in this share of the windows.
-    chance = np.pi * AGREEMENT_PX**2 / (2 * radius + 1) ** 2
-    agreement = max(0.0, (agree.mean() - chance) / (1 - chance))
-    confidence = float(np.clip((sharpness - 4) / 8, 0, 1) * min(1.0, 0.3 + 2 * agreement))
-    at_edge = max(abs(shift_y), abs(shift_x)) > radius - 1
-    evidence = f"{agree.sum()} of {len(agree)} windows agree, peak {sharpness:.1f} sigma"
-    if at_edge:
-        return unregistered(f"shift at the search limit of {max_shift_m:g} m; {evidence}")
+
+def _measure(fixed: np.ndarray, moved: np.ndarray, centres: np.ndarray, field: Field, size: int) -> Points:
+    guess = np.rint(field.at(centres)).astype(int)
+    batches = correlate(fixed, moved, centres, guess, size, WHITENING, SMOOTHING_PX)
+    shifts, heights = zip(*(peak(*batch, FINE_RADIUS_PX) for batch in batches))
+    return Points(*centres.T.astype(float), *(guess + np.concatenate(shifts)).T, np.concatenate(heights))
+
+
+def conclude(points: Points, coarse: Coarse, spacing_px: int = WINDOW_PX // 2) -> Match:
+    """Return the displacement that the windows agree on, and the probability that it is right to half a pixel."""
+    if coarse.reason:
+        return Match(None, 0.0, coarse.reason)
+    found = fit(points, spacing_px, np.random.default_rng(0))
+    if found is None:
+        return Match(None, 0.0, f"no three of {len(points)} windows agree", points)
+    confidence = _confidence(found, len(points), coarse.height)
+    evidence = f"{found.is_inlier.sum()} of {len(points)} windows within {found.error_px:.2f} px, peak {coarse.height:.0f} sigma"
     if confidence < MIN_CONFIDENCE:
-        return Registration(0.0, 0.0, confidence, f"low confidence: {evidence}")
-    if agree.sum() >= 3:
-        shift_y, shift_x = np.median(peaks[agree], axis=0)
-    # Rows run south: moving the image down by one pixel moves it south.
-    return Registration(float(shift_x * gsd_m), float(-shift_y * gsd_m), confidence, evidence)
+        return Match(None, confidence, f"low confidence: {evidence}", points)
+    return Match(found.field, confidence, f"{found.field.kind}: {evidence}", points)
 
 
-def structure(pixels: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
-    """Return the (y, x) gradient magnitude of (bands, y, x): bands standardised, smoothed, strong edges damped."""
-    total = np.zeros(is_valid.shape, np.float32)
-    for band in pixels:
-        inside = band[is_valid]
-        flat = np.where(is_valid, (band - inside.mean()) / (inside.std() + 1e-6), 0).astype(np.float32)
-        total += ndimage.gaussian_gradient_magnitude(flat, sigma=1.2)
-    trusted = ndimage.binary_erosion(is_valid, iterations=3, border_value=1)
-    total = np.sqrt(total)
-    return np.where(trusted, total - total[trusted].mean() if trusted.any() else 0, 0)
+def _confidence(found: Fit, num_windows: int, height: float) -> float:
+    """Logistic regression on 910 simulated pairs, half of them of different places (tests/bench/bench_registration.py)."""
+    share = np.clip(found.is_inlier.sum() / num_windows, 1e-3, 0.99)
+    score = 1.06 * np.log(share / (1 - share)) - 2.25 * np.log(found.error_px + 0.01) + 2.17 * np.log(max(height, 0.5))
+    return round(float(1 / (1 + np.exp(-(score + 0.62 * np.log(found.is_inlier.sum()) - 6.43)))), 3)
 
 
-def _windows(is_valid: np.ndarray) -> list[tuple[slice, slice]]:
-    size = min(WINDOW_PX, max(32, min(is_valid.shape) // 2))
-    size = min(size, *is_valid.shape)
-    starts = [np.arange(0, n - size + 1, max(size // 2, 1)) for n in is_valid.shape]
-    windows = [(slice(y, y + size), slice(x, x + size)) for y in starts[0] for x in starts[1]]
-    usable = [w for w in windows if is_valid[w].mean() > 0.6]
-    step = max(1, int(np.ceil(len(usable) / MAX_WINDOWS)))
-    return usable[::step]
+def _best_stretch(
+    reference: np.ndarray, moving: np.ndarray, reference_valid: np.ndarray, moving_valid: np.ndarray, max_shift_px: float
+) -> np.ndarray | None:
+    """Return the stretch (down, right) under which the averaged-down images match best; None where none does clearly."""
+    factor = max(1, min(reference_valid.shape) // 160)
+    fixed, fixed_valid = _averaged_structure(reference, reference_valid, factor)
+    small, small_valid = average_down(moving, moving_valid, factor)
+    radius = int(np.ceil(max_shift_px / factor))
+
+    def height(stretch: tuple[float, float]) -> float:
+        moved = describe(*_stretched(small, small_valid, np.array(stretch)), SIGMA_PX)
+        return _shift_of_all(fixed, moved, fixed_valid, np.zeros(2), COARSE_WINDOW_PX, radius)[1]
+
+    best = max(itertools.product(STRETCHES, STRETCHES), key=height)
+    if height(best) < CLEAR_HEIGHT:
+        return None
+    around = [1.05 ** (k / 4) for k in (-2, -1, 0, 1, 2)]
+    return np.array(max(((best[0] * down, best[1] * right) for down in around for right in around), key=height))
 
 
-def _correlate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    taper = np.outer(np.hanning(first.shape[0]), np.hanning(first.shape[1]))
-    spectrum = fft.rfft2(first * taper) * np.conj(fft.rfft2(second * taper))
-    # Full whitening lets noise frequencies vote as loudly as real ones; the square root keeps the peak narrow.
-    spectrum /= np.sqrt(np.abs(spectrum)) + 1e-9
-    surface = fft.irfft2(spectrum, s=first.shape)
-    return surface / (surface.std() + 1e-9)
+def _stretched(pixels: np.ndarray, is_valid: np.ndarray, stretch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image whose place p shows what the given one shows at p * stretch, places counted from the corner."""
+    offset = 0.5 * stretch - 0.5  # pixel-is-area: array index = place - 0.5
+    moved = [ndimage.affine_transform(band, stretch, offset, order=1, mode="nearest") for band in pixels]
+    return np.stack(moved), ndimage.affine_transform(is_valid.astype(np.float32), stretch, offset, order=1) > 0.99
 
 
-def _centre(surface: np.ndarray, radius: int) -> np.ndarray:
-    rolled = np.roll(surface, (radius, radius), axis=(0, 1))
-    return rolled[: 2 * radius + 1, : 2 * radius + 1]
+def _jointly(reference_valid: np.ndarray, moving_valid: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return where the reference is valid and so is the moving image `shift` further on."""
+    y, x = (np.arange(n) + round(float(s)) for n, s in zip(reference_valid.shape, shift))
+    inside = ((y >= 0) & (y < moving_valid.shape[0]))[:, None] & ((x >= 0) & (x < moving_valid.shape[1]))
+    looked = moving_valid[np.clip(y, 0, moving_valid.shape[0] - 1)[:, None], np.clip(x, 0, moving_valid.shape[1] - 1)]
+    return reference_valid & inside & looked
 
 
-def _peak(surface: np.ndarray) -> tuple[float, float, float]:
-    """Return (y, x) of the maximum relative to the centre, refined by parabolas, and its height in robust sigmas."""
-    # Smoothed, the peak is wide enough for a parabola: without it sub-pixel shifts lean to whole pixels by 0.1 px.
-    surface = ndimage.gaussian_filter(surface, sigma=1.0)
-    row, column = np.unravel_index(np.argmax(surface), surface.shape)
-    spread = 1.4826 * np.median(np.abs(surface - np.median(surface))) + 1e-9
-    height = (surface[row, column] - np.median(surface)) / spread
-    radius = surface.shape[0] // 2
-    y = row - radius + _parabola(surface[:, column], int(row))
-    x = column - radius + _parabola(surface[row], int(column))
-    return float(y), float(x), float(height)
-
-
-def _parabola(values: np.ndarray, at: int) -> float:
-    if not 0 < at < len(values) - 1:
-        return 0.0
-    left, middle, right = values[at - 1 : at + 2]
-    curvature = left - 2 * middle + right
-    return float(np.clip(0.5 * (left - right) / curvature, -0.5, 0.5)) if curvature < 0 else 0.0
+def _even(size: int) -> int:
+    return 2 * (size // 2)

@@ -1,0 +1,175 @@
+"""What many measured window shifts say together: one smooth displacement, no more complicated than the evidence supports.
+
+Robust affine fit (random samples, then reweighting), then the simplest of shift, affine and affine plus local field
+that predicts left-out windows as well as the best of them. Pixels in, pixels out; metres and files are elsewhere.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.matching import Points
+
+SAMPLES = 300
+"""Random triples of windows tried as an affine."""
+TOLERANCE_PX = 1.0
+"""A window that far from a hypothesis neither supports nor refutes it."""
+MAX_STRETCH = 0.08
+"""Affine hypotheses that stretch, shear or turn by more are left out as chance."""
+SIMPLER_GAIN = 0.85
+"""A more complicated model must predict left-out windows this much better."""
+REACH_SPACINGS = 1.5
+"""Width of the local field's kernel, in spacings between windows."""
+SHRINKAGE = 1.0
+"""Weight, in windows, of 'no local deviation' against what windows near a place say."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Displacement (dy, dx) in px of the reference's grid at any (y, x): affine, plus kernel means of residuals at knots."""
+
+    origin: np.ndarray
+    coefficients: np.ndarray
+    """(3, 2): shift at `origin`, its change per px down, its change per px right."""
+    knots: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    residuals: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    reach_px: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        if len(self.knots):
+            return "local"
+        return "affine" if self.coefficients[1:].any() else "shift"
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Return (N, 2) displacement at (N, 2) places."""
+        smooth = _design(places, self.origin) @ self.coefficients
+        return smooth + _kernel_mean(places, self.knots, self.residuals, self.reach_px) if len(self.knots) else smooth
+
+    def then_stretched(self, stretch: np.ndarray) -> "Field":
+        """Return the field against an image of which this one's image shows at p what lies at p * stretch."""
+        first = stretch * (self.origin + self.coefficients[0]) - self.origin
+        slopes = stretch * (np.eye(2) + self.coefficients[1:]) - np.eye(2)
+        return Field(self.origin, np.concatenate([first[None], slopes]), self.knots, self.residuals * stretch, self.reach_px)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The field, which windows agree with it, and `error_px`, how far it misses windows left out of it (robust rms)."""
+
+    field: Field
+    is_inlier: np.ndarray
+    error_px: float
+
+
+def constant(shift: np.ndarray) -> Field:
+    return Field(np.zeros(2), np.stack([shift, np.zeros(2), np.zeros(2)]))
+
+
+def fit(points: Points, spacing_px: float, generator: np.random.Generator) -> Fit | None:
+    """Return the displacement that most windows agree on; None where no three do."""
+    if len(points) < 3:
+        return None
+    origin = points.centre.mean(axis=0)
+    design, weight = _design(points.centre, origin), np.clip(points.height, 0, 20)
+    best = max(_hypotheses(design, points.shift, weight, generator), key=lambda c: _support(design @ c, points.shift, weight))
+    coefficients, is_inlier = _refine(design, points.shift, weight, best)
+    if is_inlier.sum() < 3:
+        return None
+    inner, kept = points[is_inlier], weight[is_inlier]
+    candidates = [_shift_only(inner, kept, origin)]
+    if is_inlier.sum() >= 12:
+        candidates.append(_affine(inner, kept, origin))
+    if is_inlier.sum() >= 24:
+        candidates.append(_local(inner, kept, origin, spacing_px))
+    chosen, error = candidates[0]
+    for model, left_out in candidates[1:]:
+        if left_out < SIMPLER_GAIN * error:
+            chosen, error = model, left_out
+    return Fit(chosen, is_inlier, float(error))
+
+
+def _design(places: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    return np.column_stack([np.ones(len(places)), places - origin])
+
+
+def _hypotheses(design: np.ndarray, shift: np.ndarray, weight: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """Return (3, 2) coefficients: one constant per window, and affines through triples drawn by weight."""
+    constants = [np.stack([s, np.zeros(2), np.zeros(2)]) for s in shift[np.argsort(-weight)[:SAMPLES]]]
+    share = weight / weight.sum() if weight.sum() else None
+    drawn = generator.choice(len(shift), size=(SAMPLES, 3), p=share)
+    affines = []
+    for triple in drawn:
+        if len(set(triple.tolist())) == 3 and abs(np.linalg.det(design[triple])) > 1e-3 * np.ptp(design[:, 1:], axis=0).prod():
+            coefficients = np.linalg.solve(design[triple], shift[triple])
+            if np.abs(coefficients[1:]).max() <= MAX_STRETCH:
+                affines.append(coefficients)
+    return constants + affines
+
+
+def _support(predicted: np.ndarray, shift: np.ndarray, weight: np.ndarray) -> float:
+    distance = ((predicted - shift) ** 2).sum(axis=1)
+    return float((weight * np.exp(-distance / (2 * TOLERANCE_PX**2))).sum())
+
+
+def _refine(design: np.ndarray, shift: np.ndarray, weight: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return coefficients reweighted by Tukey's biweight from `start`, and which windows are within its limit."""
+    coefficients, limit = start, 3 * TOLERANCE_PX
+    for _ in range(10):
+        distance = np.linalg.norm(design @ coefficients - shift, axis=1)
+        near = distance < limit
+        if near.sum() < 3:
+            return coefficients, near
+        spread = 1.4826 * np.median(distance[near])
+        limit = float(np.clip(4.0 * spread, 0.25, 3 * TOLERANCE_PX))
+        robust = weight * np.clip(1 - (distance / limit) ** 2, 0, None) ** 2
+        if (robust > 0).sum() >= 6:
+            coefficients = _least_squares(design, shift, robust)
+        elif (robust > 0).any():
+            coefficients = np.stack([np.average(shift, axis=0, weights=robust), np.zeros(2), np.zeros(2)])
+    return coefficients, np.linalg.norm(design @ coefficients - shift, axis=1) < limit
+
+
+def _least_squares(design: np.ndarray, shift: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    root = np.sqrt(weight)[:, None]
+    return np.linalg.lstsq(design * root, shift * root, rcond=None)[0]
+
+
+def _robust_rms(residuals: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.minimum((residuals**2).sum(axis=1), 9 * np.median((residuals**2).sum(axis=1))))))
+
+
+def _shift_only(points: Points, weight: np.ndarray, origin: np.ndarray) -> tuple[Field, float]:
+    mean = np.average(points.shift, axis=0, weights=weight)
+    left_out = (points.shift - mean) / (1 - weight / weight.sum())[:, None]
+    return Field(origin, np.stack([mean, np.zeros(2), np.zeros(2)])), _robust_rms(left_out)
+
+
+def _affine(points: Points, weight: np.ndarray, origin: np.ndarray) -> tuple[Field, float]:
+    design = _design(points.centre, origin)
+    coefficients = _least_squares(design, points.shift, weight)
+    hat = np.einsum("ni,ij,nj->n", design, np.linalg.pinv(design.T @ (design * weight[:, None])), design) * weight
+    left_out = (points.shift - design @ coefficients) / np.clip(1 - hat, 0.1, 1)[:, None]
+    return Field(origin, coefficients), _robust_rms(left_out)
+
+
+def _local(points: Points, weight: np.ndarray, origin: np.ndarray, spacing_px: float) -> tuple[Field, float]:
+    smooth, _ = _affine(points, weight, origin)
+    residuals, reach = points.shift - smooth.at(points.centre), REACH_SPACINGS * spacing_px
+    left_out = residuals - _kernel_mean(points.centre, points.centre, residuals, reach, leave_out_self=True)
+    return Field(origin, smooth.coefficients, points.centre, residuals, reach), _robust_rms(left_out)
+
+
+def _kernel_mean(
+    places: np.ndarray, knots: np.ndarray, values: np.ndarray, reach_px: float, leave_out_self: bool = False
+) -> np.ndarray:
+    """Return (N, 2) Gaussian-weighted means of the knots' values, drawn to zero where few knots are near."""
+    found = np.empty((len(places), 2))
+    for first in range(0, len(places), 1024):
+        part = slice(first, first + 1024)
+        distance = ((places[part, None] - knots) ** 2).sum(axis=-1)
+        kernel = np.exp(-distance / (2 * reach_px**2))
+        if leave_out_self:
+            kernel *= distance > 0
+        found[part] = kernel @ values / (kernel.sum(axis=1) + SHRINKAGE)[:, None]
+    return found
