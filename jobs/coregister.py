@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,13 +13,15 @@ import ray
 from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
 from pipeline import storage
+from pipeline.alignment import UNMOVED, Alignment, unaligned
 from pipeline.archive import Archive, create_archive
 from pipeline.coregister import (
+    Comparison,
     CoregisterConfig,
     LabelRaster,
+    UnreadableReference,
     build_tiles,
     common_sensors,
-    comparison_grid,
     label_definitions,
     read_label_rasters,
     read_structure,
@@ -27,7 +30,8 @@ from pipeline.coregister import (
 )
 from pipeline.errors import InputError
 from pipeline.grid import Grid, ShardCell, split_of
-from pipeline.registration import REFERENCE, Registration, unregistered
+from pipeline.matching import Points
+from pipeline.registration import Coarse, Registration
 from pipeline.scene import Scene, read_scenes
 from pipeline.sensors import Sensor
 
@@ -42,7 +46,7 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
     if not scenes:
         raise InputError(f"no usable scene in '{scenes_url}': {_reasons(refused)}")
     chosen = references(scenes, config.reference) if config.register else {}
-    registrations, unreadable = _register_all(scenes, chosen, config)
+    alignments, unreadable = _register_all(scenes, chosen, config)
     refused |= unreadable
     usable = [scene for scene in scenes if scene.id not in unreadable]
     if not usable:
@@ -53,18 +57,18 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
     for scene in usable:
         for cell in grid.cells_over(scene.footprint):
             by_cell.setdefault(cell, []).append(scene)
-    written, skipped, failed = _write_all(archive, by_cell, sensors, registrations, rasters, config)
+    written, skipped, failed = _write_all(archive, by_cell, sensors, alignments, rasters, config)
     refused |= failed
     if written:
         write_statistics(archive)
-        _save_pictures(archive, usable, chosen, registrations)
+        _save_pictures(archive, usable, chosen, alignments)
     report = {
-        "scenes": {s.id: {"sensor": s.sensor.name, "time": s.time, **asdict(registrations[s.id])} for s in usable},
+        "scenes": {s.id: _record(s, alignments[s.id]) for s in usable},
         "refused": refused,
         "settings": asdict(config),
     }
     storage.write_json(storage.join(archive.url, "reports", "coregister.json"), report)
-    moved = [r for r in registrations.values() if r.shift_m != (0.0, 0.0)]
+    moved = [a for a in alignments.values() if a.field]
     return {
         "archive": archive.url,
         "scenes": len(usable),
@@ -77,20 +81,39 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
 
 
 @ray.remote(num_cpus=TASK_CPUS)
-def _register(scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float) -> Registration | str:
+def _register(comparison: Comparison) -> Alignment | str:
     try:
-        return register_scene(scene, reference, reference_shift_m, max_shift_m)
+        return register_scene(comparison, _each_block)
     except InputError as error:
         return str(error)
 
 
+@ray.remote(num_cpus=TASK_CPUS)
+def _points(measure: Callable[..., Points], block: Any, coarse: Coarse) -> Points | Exception:
+    try:
+        return measure(block, coarse)
+    except (InputError, UnreadableReference) as error:
+        return error
+
+
+def _each_block(measure: Callable[..., Points], blocks: list[Any], coarse: Coarse) -> list[Points]:
+    """Measure a small scene here, the blocks of a large one as tasks of their own (Ray lends out our CPU meanwhile)."""
+    if len(blocks) == 1:
+        return [measure(blocks[0], coarse)]
+    found = ray.get([_points.remote(measure, block, coarse) for block in blocks])
+    for part in found:
+        if isinstance(part, Exception):
+            raise part
+    return [part for part in found if isinstance(part, Points)]
+
+
 def _register_all(
     scenes: list[Scene], chosen: dict[str, Scene | None], config: CoregisterConfig
-) -> tuple[dict[str, Registration], dict[str, str]]:
-    """Register every scene after the one it follows; return registrations and {scene id: reason} of unreadable scenes."""
+) -> tuple[dict[str, Alignment], dict[str, str]]:
+    """Register every scene after the one it follows; return alignments and {scene id: reason} of unreadable scenes."""
     if not config.register:
-        return {scene.id: unregistered("registration switched off") for scene in scenes}, {}
-    done: dict[str, Registration] = {s.id: REFERENCE for s in scenes if chosen[s.id] is None}
+        return {scene.id: unaligned("registration switched off") for scene in scenes}, {}
+    done: dict[str, Alignment] = {s.id: UNMOVED for s in scenes if chosen[s.id] is None}
     unreadable: dict[str, str] = {}
     waiting = [s for s in scenes if chosen[s.id] is not None]
     while waiting:
@@ -99,9 +122,10 @@ def _register_all(
         for scene in ready:
             reference = _followed(scene, chosen)
             if reference.id in unreadable:
-                done[scene.id] = unregistered(f"its reference {reference.id} cannot be read")
+                done[scene.id] = unaligned(f"its reference {reference.id} cannot be read")
             else:
-                tasks[_register.remote(scene, reference, done[reference.id].shift_m, config.max_shift_m)] = scene.id
+                comparison = Comparison(scene, reference, done[reference.id], config.max_shift_m)
+                tasks[_register.remote(comparison)] = scene.id
         for scene_id, found in gather(tasks, "register"):
             if isinstance(found, str):
                 unreadable[scene_id] = found
@@ -123,12 +147,12 @@ def _write_shard(
     cell: ShardCell,
     scenes: list[Scene],
     sensors: dict[str, Sensor],
-    registrations: dict[str, Registration],
+    alignments: dict[str, Alignment],
     rasters: list[LabelRaster],
     config: CoregisterConfig,
     inputs: str,
 ) -> tuple[int, dict[str, str]]:
-    tiles, refused = build_tiles(cell, archive.grid, scenes, sensors, registrations, rasters, config.min_valid_fraction)
+    tiles, refused = build_tiles(cell, archive.grid, scenes, sensors, alignments, rasters, config.min_valid_fraction)
     # A shard that lacks a scene which could not be read is not up to date: the next run tries again.
     return (archive.publish(cell.id, split_of(cell), tiles, "incomplete" if refused else inputs) if tiles else 0), refused
 
@@ -137,14 +161,14 @@ def _write_all(
     archive: Archive,
     by_cell: dict[ShardCell, list[Scene]],
     sensors: dict[str, Sensor],
-    registrations: dict[str, Registration],
+    alignments: dict[str, Alignment],
     rasters: list[LabelRaster],
     config: CoregisterConfig,
 ) -> tuple[int, int, dict[str, str]]:
     tasks, skipped = {}, 0
-    shared = ray.put(archive), ray.put(registrations), ray.put(rasters)
+    shared = ray.put(archive), ray.put(alignments), ray.put(rasters)
     for cell, scenes in sorted(by_cell.items(), key=lambda entry: entry[0].id):
-        inputs = _inputs_digest(scenes, sensors, registrations, rasters, config)
+        inputs = _inputs_digest(scenes, sensors, alignments, rasters, config)
         if archive.inputs_of(cell.id) == inputs:
             skipped += 1
             continue
@@ -160,12 +184,12 @@ def _write_all(
 def _inputs_digest(
     scenes: list[Scene],
     sensors: dict[str, Sensor],
-    registrations: dict[str, Registration],
+    alignments: dict[str, Alignment],
     rasters: list[LabelRaster],
     config: CoregisterConfig,
 ) -> str:
     facts = [
-        sorted((s.id, [asdict(a) for a in s.assets], s.cloud_href, registrations[s.id].shift_m) for s in scenes),
+        sorted((s.id, [asdict(a) for a in s.assets], s.cloud_href, alignments[s.id].to_dict()) for s in scenes),
         [sensors[name].model_dump() for name in sorted({s.sensor.name for s in scenes})],
         [asdict(raster) for raster in rasters],
         asdict(config),
@@ -174,25 +198,40 @@ def _inputs_digest(
 
 
 def _save_pictures(
-    archive: Archive, scenes: list[Scene], chosen: dict[str, Scene | None], registrations: dict[str, Registration]
+    archive: Archive, scenes: list[Scene], chosen: dict[str, Scene | None], alignments: dict[str, Alignment]
 ) -> None:
     """Keep small reference / before / after images of the scenes that moved most, one per sensor first, for the report."""
-    moved = [s for s in scenes if registrations[s.id].shift_m != (0.0, 0.0)]
-    moved.sort(key=lambda s: -float(np.hypot(*registrations[s.id].shift_m)))
+    moved = [s for s in scenes if alignments[s.id].field]
+    moved.sort(key=lambda s: -float(np.hypot(*_shift_of_centre(s, alignments[s.id]).shift_m)))
     firsts = {s.sensor.name: s for s in reversed(moved)}
     ordered = [*firsts.values(), *(s for s in moved if s not in firsts.values())][:NUM_PICTURES]
     arrays = {}
     for scene in ordered:
         reference = _followed(scene, chosen)
-        whole = comparison_grid(scene, reference)
+        whole = Comparison(scene, reference, alignments[reference.id], 0.0).grid
         middle = (slice(whole.shape.y // 2 - PICTURE_PX // 2, None), slice(whole.shape.x // 2 - PICTURE_PX // 2, None))
         geobox = whole[tuple(slice(max(0, s.start), max(0, s.start) + PICTURE_PX) for s in middle)]
-        arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, registrations[reference.id].shift_m)[0].mean(axis=0)
+        arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, alignments[reference.id])[0].mean(axis=0)
         arrays[f"{scene.id}/before"] = read_structure(scene, geobox)[0].mean(axis=0)
-        arrays[f"{scene.id}/after"] = read_structure(scene, geobox, registrations[scene.id].shift_m)[0].mean(axis=0)
+        arrays[f"{scene.id}/after"] = read_structure(scene, geobox, alignments[scene.id])[0].mean(axis=0)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     storage.write_bytes(storage.join(archive.url, "reports", "registration.npz"), buffer.getvalue())
+
+
+def _shift_of_centre(scene: Scene, alignment: Alignment) -> Registration:
+    crs = str(alignment.grid.crs) if alignment.grid else "EPSG:4326"
+    return alignment.at(*scene.footprint.centroid.to_crs(crs).coords[0], crs)
+
+
+def _record(scene: Scene, alignment: Alignment) -> dict[str, Any]:
+    """Return what the report keeps of a scene: its shift at the centre, and the whole displacement."""
+    return {
+        "sensor": scene.sensor.name,
+        "time": scene.time,
+        **asdict(_shift_of_centre(scene, alignment)),
+        "displacement": alignment.to_dict(),
+    }
 
 
 def _reasons(refused: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from pyproj import Transformer
 from rasterio.transform import Affine
 
 from pipeline.displacement import Field
-from pipeline.registration import Registration
+from pipeline.registration import Match, Registration
 
 PIECE_ERROR_PX = 0.02
 MIN_PIECE_PX = 16
@@ -30,18 +30,18 @@ class Alignment:
     field: Field | None = None
     grid: GeoBox | None = None
     """The north-up grid whose pixels `field` is in."""
+    unit_m: float | None = None
+    """Pieces never cross multiples of this from a grid's corner, so that a site's pixels do not depend on what is read with it."""
 
     def stated(self, x: np.ndarray, y: np.ndarray, crs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the coordinates that the scene states for what truly lies at (x, y) of `crs`, metres."""
+        """Return the coordinates (N,), (N,) that the scene states for what truly lies at (x, y) of `crs`."""
         if self.field is None or self.grid is None:
             return x, y
         there, back = self._transformers(str(crs))
-        grid_x, grid_y = there.transform(x, y) if there else (x, y)
-        to_pixel = ~self.grid.transform
-        column, row = to_pixel * (np.asarray(grid_x, float), np.asarray(grid_y, float))
-        shift = self.field.at(np.stack([np.ravel(row), np.ravel(column)], axis=1)).reshape(*np.shape(row), 2)
-        moved_x, moved_y = self.grid.transform * (column + shift[..., 1], row + shift[..., 0])
-        return back.transform(moved_x, moved_y) if back else (moved_x, moved_y)
+        column, row = _apply(~self.grid.transform, *(there.transform(x, y) if there else (x, y)))
+        down, right = self.field.at(np.stack([row, column], axis=1)).T
+        moved = _apply(self.grid.transform, column + right, row + down)
+        return back.transform(*moved) if back else moved
 
     def _transformers(self, crs: str) -> tuple[Transformer | None, Transformer | None]:
         if crs not in self._known:
@@ -57,25 +57,32 @@ class Alignment:
 
     def at(self, x: float, y: float, crs: Any) -> Registration:
         """Return the record of a tile whose centre is (x, y): what was added to the stated coordinates there."""
-        stated_x, stated_y = self.stated(np.float64(x), np.float64(y), crs)
+        (stated_x,), (stated_y,) = self.stated(np.array([x]), np.array([y]), crs)
         return Registration(round(float(x - stated_x), 3), round(float(y - stated_y), 3), self.confidence, self.reason)
 
     def pieces(self, geobox: GeoBox) -> Iterator[tuple[tuple[slice, slice], Affine]]:
         """Yield (window, transform): for each piece of `geobox`, where in stated coordinates its pixels must be read."""
-        if self.field is None:
-            yield (slice(0, geobox.shape.y), slice(0, geobox.shape.x)), geobox.transform
+        rows, columns = geobox.shape
+        if self.field is None or self.grid is None:
+            yield (slice(0, rows), slice(0, columns)), geobox.transform
+        elif self.field.kind == "shift" and self.grid.crs == geobox.crs:
+            x, y = self.stated(np.zeros(1), np.zeros(1), geobox.crs)
+            yield (slice(0, rows), slice(0, columns)), Affine.translation(x[0], y[0]) @ geobox.transform
         else:
-            yield from self._cut(geobox, 0, 0, *geobox.shape)
+            unit = max(rows, columns) if self.unit_m is None else round(self.unit_m / geobox.resolution.x)
+            for top in range(0, rows, unit):
+                for left in range(0, columns, unit):
+                    yield from self._cut(geobox, top, left, min(unit, rows - top), min(unit, columns - left))
 
     def _cut(self, geobox: GeoBox, top: int, left: int, rows: int, columns: int) -> Iterator[tuple[tuple[slice, slice], Affine]]:
         offsets = np.array([(0.5, 0.5), (0.5, 0), (0.5, 1), (0, 0.5), (1, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)])
         row, column = (top + offsets[:, 0] * rows, left + offsets[:, 1] * columns)
-        x, y = self.stated(*(geobox.transform * (column, row)), geobox.crs)
+        x, y = self.stated(*_apply(geobox.transform, column, row), geobox.crs)
         along_x, along_y = ((np.array([v[2] - v[1] for v in (x, y)]) / columns), (np.array([v[4] - v[3] for v in (x, y)]) / rows))
         linear = Affine(along_x[0], along_y[0], 0, along_x[1], along_y[1], 0)
-        offset_x, offset_y = linear * (columns / 2, rows / 2)
-        piece = Affine.translation(x[0] - offset_x, y[0] - offset_y) @ linear
-        made_x, made_y = piece * (column - left, row - top)
+        offset_x, offset_y = _apply(linear, np.array(columns / 2), np.array(rows / 2))
+        piece = Affine(along_x[0], along_y[0], x[0] - offset_x, along_x[1], along_y[1], y[0] - offset_y)
+        made_x, made_y = _apply(piece, column - left, row - top)
         error_px = np.hypot(made_x - x, made_y - y).max() / abs(geobox.resolution.x)
         if error_px <= PIECE_ERROR_PX or max(rows, columns) <= MIN_PIECE_PX:
             yield (slice(top, top + rows), slice(left, left + columns)), piece
@@ -85,19 +92,40 @@ class Alignment:
                 yield from self._cut(geobox, top + first, left + second, size_y, size_x)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a report keeps: numbers in px of the grid, rounded to a thousandth."""
+        """Return what a report keeps; `alignment_from_dict` makes the same alignment of it."""
         record: dict[str, Any] = {"confidence": self.confidence, "reason": self.reason}
         if self.field is not None and self.grid is not None:
             record["grid"] = {"crs": str(self.grid.crs), "transform": list(self.grid.transform)[:6], "shape": list(self.grid.shape)}
-            record["field"] = {name: np.round(value, 6).tolist() for name, value in vars(self.field).items()}
+            record["field"] = {name: np.asarray(value).tolist() for name, value in vars(self.field).items()}
         return record
+
+
+def alignment_from_dict(record: dict[str, Any]) -> Alignment:
+    """Return the alignment that `to_dict` wrote down."""
+    if "field" not in record:
+        return Alignment(record["confidence"], record["reason"])
+    stated, saved = record["grid"], {k: np.array(v) for k, v in record["field"].items()}
+    knots, residuals = (saved[name].reshape(-1, 2) for name in ("knots", "residuals"))
+    field = Field(saved["origin"], saved["coefficients"], knots, residuals, float(saved["reach_px"]))
+    return Alignment(
+        record["confidence"], record["reason"], field, GeoBox(stated["shape"], Affine(*stated["transform"]), stated["crs"])
+    )
 
 
 UNMOVED = Alignment(1.0, "reference")
 
 
+def aligned(match: Match, grid: GeoBox, against: str) -> Alignment:
+    """Return what `match`, in px of `grid`, says of the scene that was compared with scene `against`."""
+    return Alignment(match.confidence, f"against {against}: {match.reason}", match.field, grid if match.field else None)
+
+
 def unaligned(reason: str, confidence: float = 0.0) -> Alignment:
     return Alignment(confidence, reason)
+
+
+def _apply(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
 
 def _halves(size: int) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ Pure functions of scenes and a grid; the job spreads them over a cluster and pub
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 from odc.geo.geobox import GeoBox
 
+from pipeline.alignment import UNMOVED, Alignment, aligned, unaligned
 from pipeline.archive import Label, Tile
 from pipeline.errors import InputError
 from pipeline.grid import Grid, ShardCell, Site, zone_crs, zone_number
+from pipeline.matching import Points
 from pipeline.raster import open_raster, read_on_grid
-from pipeline.registration import Registration, estimate_shift, unregistered
+from pipeline.registration import MAX_POINTS, WINDOW_PX, Coarse, coarse_shift, conclude, tie_points
 from pipeline.scene import Scene
 from pipeline.sensors import Sensor
 
-MAX_COMPARED_PX = 2048
+BLOCK_PX = 2048
 STRUCTURE_WAVELENGTHS_NM = (560.0, 665.0, 842.0)
 
 
@@ -81,28 +83,80 @@ def _overlap(first: Scene, second: Scene) -> float:
     return (first.footprint & second.footprint).area / second.footprint.area
 
 
-def comparison_grid(scene: Scene, reference: Scene) -> GeoBox:
-    """Return the UTM grid on which the two are compared: their overlap at the coarser GSD, at most 2048 px a side."""
-    overlap = scene.footprint & reference.footprint
-    centre = overlap.centroid.coords[0]
-    zone = f"{int(zone_number(centre[0])):02d}{'N' if centre[1] >= 0 else 'S'}"
-    gsd = max(scene.sensor.gsd_m, reference.sensor.gsd_m)
-    bounds = overlap.to_crs(zone_crs(zone)).boundingbox
-    side = MAX_COMPARED_PX * gsd / 2
-    x, y = (bounds.left + bounds.right) / 2, (bounds.bottom + bounds.top) / 2
-    outline = (
-        max(bounds.left, x - side),
-        max(bounds.bottom, y - side),
-        min(bounds.right, x + side),
-        min(bounds.top, y + side),
-    )
-    return GeoBox.from_bbox(outline, zone_crs(zone), resolution=gsd)
+class UnreadableReference(Exception):
+    """The scene that another is compared with cannot be read."""
 
 
-def read_structure(scene: Scene, geobox: GeoBox, shift_m: tuple[float, float] = (0.0, 0.0)) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Comparison:
+    """One scene against another whose own alignment is known. Reads at most 2048 x 2048 px of three bands of both at once."""
+
+    scene: Scene
+    reference: Scene
+    reference_alignment: Alignment
+    max_shift_m: float
+
+    @property
+    def grid(self) -> GeoBox:
+        """The UTM pixels of their overlap at the coarser GSD."""
+        overlap = self.scene.footprint & self.reference.footprint
+        centre = overlap.centroid.coords[0]
+        zone = f"{int(zone_number(centre[0])):02d}{'N' if centre[1] >= 0 else 'S'}"
+        gsd = max(self.scene.sensor.gsd_m, self.reference.sensor.gsd_m)
+        return GeoBox.from_geopolygon(overlap.to_crs(zone_crs(zone)), resolution=gsd, crs=zone_crs(zone))
+
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Return the windows of `grid` that are compared one by one."""
+        rows, columns = (range(0, n, BLOCK_PX) for n in self.grid.shape)
+        return [(slice(y, y + BLOCK_PX), slice(x, x + BLOCK_PX)) for y in rows for x in columns]
+
+    @property
+    def spacing_px(self) -> int:
+        """Distance of the windows measured: so large that a whole scene has about `MAX_POINTS`."""
+        return max(WINDOW_PX // 2, int(np.sqrt(self.grid.shape.y * self.grid.shape.x / MAX_POINTS)))
+
+    def coarse(self) -> Coarse:
+        """Return the one shift of the whole, seen at no more than 2048 px a side."""
+        factor = max(1, -(-max(self.grid.shape) // BLOCK_PX))
+        grid = self.grid.zoom_out(factor) if factor > 1 else self.grid
+        found = coarse_shift(*self._read(grid), self.max_shift_m / grid.resolution.x)
+        return replace(found, shift_px=found.shift_px * factor)
+
+    def points(self, block: tuple[slice, slice], coarse: Coarse) -> Points:
+        """Return the shifts measured in one block, places counted in `grid`."""
+        found = tie_points(*self._read(self.grid[block]), coarse, self.spacing_px)
+        return replace(found, y=found.y + block[0].start, x=found.x + block[1].start)
+
+    def conclude(self, points: list[Points], coarse: Coarse) -> Alignment:
+        return aligned(conclude(Points.join(points), coarse, self.spacing_px), self.grid, self.reference.id)
+
+    def _read(self, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        try:
+            fixed, fixed_valid = read_structure(self.reference, geobox, self.reference_alignment)
+        except InputError as error:
+            raise UnreadableReference(str(error)) from None
+        moving, moving_valid = read_structure(self.scene, geobox)
+        return fixed, moving, fixed_valid, moving_valid
+
+
+def register_scene(comparison: Comparison, each: Callable[..., list[Points]]) -> Alignment:
+    """Estimate the scene's displacement; `each(function, blocks, coarse)` may spread the blocks over a cluster.
+
+    An unreadable scene is an InputError; an unreadable reference is not the scene's fault and leaves it where it is.
+    """
+    if min(comparison.grid.shape) < 32:
+        return unaligned(f"overlap with '{comparison.reference.id}' is under 32 pixels")
+    try:
+        coarse = comparison.coarse()
+        return comparison.conclude(each(comparison.points, comparison.blocks(), coarse), coarse)
+    except UnreadableReference as error:
+        return unaligned(f"its reference {comparison.reference.id} cannot be read ({error})")
+
+
+def read_structure(scene: Scene, geobox: GeoBox, alignment: Alignment = UNMOVED) -> tuple[np.ndarray, np.ndarray]:
     """Return up to three bands for comparison (band, y, x), and (y, x) bool where they are clear of gaps and cloud."""
-    pixels, is_valid = scene.read(geobox, structure_bands(scene), shift_m)
-    return pixels, is_valid & ~scene.read_cloud(geobox, shift_m)
+    pixels, is_valid = scene.read(geobox, structure_bands(scene), alignment)
+    return pixels, is_valid & ~scene.read_cloud(geobox, alignment)
 
 
 def structure_bands(scene: Scene) -> tuple[str, ...]:
@@ -112,23 +166,6 @@ def structure_bands(scene: Scene) -> tuple[str, ...]:
         return tuple(band.name for band in present[:3])
     nearest = [min(known, key=lambda b: abs((b.wavelength_nm or 0) - wanted)).name for wanted in STRUCTURE_WAVELENGTHS_NM]
     return tuple(dict.fromkeys(nearest))
-
-
-def register_scene(scene: Scene, reference: Scene, reference_shift_m: tuple[float, float], max_shift_m: float) -> Registration:
-    """Estimate the scene's shift against a reference that is itself moved by `reference_shift_m`.
-
-    An unreadable scene is an InputError; an unreadable reference is not the scene's fault and leaves it where it is.
-    """
-    geobox = comparison_grid(scene, reference)
-    if min(geobox.shape) < 32:
-        return unregistered(f"overlap with '{reference.id}' is under 32 pixels")
-    try:
-        fixed, fixed_valid = read_structure(reference, geobox, reference_shift_m)
-    except InputError as error:
-        return unregistered(f"its reference {reference.id} cannot be read ({error})")
-    moving, moving_valid = read_structure(scene, geobox)
-    estimate = estimate_shift(fixed, moving, fixed_valid, moving_valid, geobox.resolution.x, max_shift_m)
-    return replace(estimate, reason=f"against {reference.id}: {estimate.reason}")
 
 
 @dataclass(frozen=True)
@@ -164,7 +201,7 @@ def build_tiles(
     grid: Grid,
     scenes: Sequence[Scene],
     sensors: dict[str, Sensor],
-    registrations: dict[str, Registration],
+    alignments: dict[str, Alignment],
     labels: Sequence[LabelRaster],
     min_valid_fraction: float,
 ) -> tuple[list[Tile], dict[str, str]]:
@@ -175,11 +212,11 @@ def build_tiles(
     classes = {raster: _majority_class(raster, cell, grid, places) for raster in labels}
     for scene in sorted(scenes, key=lambda s: (s.sensor.name, s.time, s.id)):
         sensor = sensors[scene.sensor.name]
-        registration = registrations.get(scene.id, unregistered("not compared"))
+        alignment = replace(alignments.get(scene.id, unaligned("not compared")), unit_m=grid.site_size_m)
         geobox = grid.geobox(cell, sensor.gsd_m)
         try:
-            physical, has_data = scene.read(geobox, sensor.band_names, registration.shift_m)
-            is_cloud = scene.read_cloud(geobox, registration.shift_m)
+            physical, has_data = scene.read(geobox, sensor.band_names, alignment)
+            is_cloud = scene.read_cloud(geobox, alignment)
         except InputError as error:
             refused[scene.id] = str(error)
             continue
@@ -199,7 +236,7 @@ def build_tiles(
                     stored[:, *window],
                     is_clear[window],
                     is_cloud[window],
-                    registration,
+                    alignment,
                     current,
                 )
             )
@@ -214,10 +251,11 @@ def _tile(
     pixels: np.ndarray,
     is_valid: np.ndarray,
     is_cloud: np.ndarray,
-    registration: Registration,
+    alignment: Alignment,
     labels: dict[str, float],
 ) -> Tile:
     bounds = grid.site_bounds(site)
+    centre = (bounds.left + bounds.right) / 2, (bounds.bottom + bounds.top) / 2
     return Tile(
         sensor=sensor.name,
         site=site.id,
@@ -229,7 +267,7 @@ def _tile(
         crs=zone_crs(site.zone),
         transform=(sensor.gsd_m, 0.0, bounds.left, 0.0, -sensor.gsd_m, bounds.top),
         geometry=bounds.polygon.to_crs("EPSG:4326").geom,
-        registration=registration,
+        registration=alignment.at(*centre, zone_crs(site.zone)),
         cloud_fraction=float(is_cloud.mean()),
         labels=labels,
     )

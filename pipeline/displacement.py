@@ -7,6 +7,7 @@ that predicts left-out windows as well as the best of them. Pixels in, pixels ou
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from pipeline.matching import Points
 
@@ -14,12 +15,15 @@ SAMPLES = 300
 """Random triples of windows tried as an affine."""
 TOLERANCE_PX = 1.0
 """A window that far from a hypothesis neither supports nor refutes it."""
+NEIGHBOURS = 8
+NEIGHBOUR_PX = 0.5
+"""Windows side by side see half of the same ground; so near they must be to tell of one smooth displacement."""
 MAX_STRETCH = 0.08
 """Affine hypotheses that stretch, shear or turn by more are left out as chance."""
-SIMPLER_GAIN = 0.85
-"""A more complicated model must predict left-out windows this much better."""
-REACH_SPACINGS = 1.5
-"""Width of the local field's kernel, in spacings between windows."""
+EVIDENCE = 12.0
+"""Twice the log-likelihood that a more complicated model must gain on left-out windows."""
+REACHES_SPACINGS = (6.0, 3.0, 1.5)
+"""Widths of the local field's kernel that are tried, in spacings between windows."""
 SHRINKAGE = 1.0
 """Weight, in windows, of 'no local deviation' against what windows near a place say."""
 
@@ -66,14 +70,14 @@ def constant(shift: np.ndarray) -> Field:
     return Field(np.zeros(2), np.stack([shift, np.zeros(2), np.zeros(2)]))
 
 
-def fit(points: Points, spacing_px: float, generator: np.random.Generator) -> Fit | None:
-    """Return the displacement that most windows agree on; None where no three do."""
+def fit(points: Points, size_px: int, spacing_px: int, generator: np.random.Generator) -> Fit | None:
+    """Return the displacement that most windows of `size_px`, `spacing_px` apart, agree on; None where no three do."""
     if len(points) < 3:
         return None
     origin = points.centre.mean(axis=0)
     design, weight = _design(points.centre, origin), np.clip(points.height, 0, 20)
     best = max(_hypotheses(design, points.shift, weight, generator), key=lambda c: _support(design @ c, points.shift, weight))
-    coefficients, is_inlier = _refine(design, points.shift, weight, best)
+    is_inlier = _supporters(design, points.shift, weight, best) | _agrees_with_neighbours(points)
     if is_inlier.sum() < 3:
         return None
     inner, kept = points[is_inlier], weight[is_inlier]
@@ -81,10 +85,12 @@ def fit(points: Points, spacing_px: float, generator: np.random.Generator) -> Fi
     if is_inlier.sum() >= 12:
         candidates.append(_affine(inner, kept, origin))
     if is_inlier.sum() >= 24:
-        candidates.append(_local(inner, kept, origin, spacing_px))
+        candidates += [_local(inner, kept, origin, size_px, reach * spacing_px) for reach in REACHES_SPACINGS]
+    # Windows that overlap are no independent witnesses.
+    witnesses = len(inner) * min(1.0, (spacing_px / size_px) ** 2)
     chosen, error = candidates[0]
     for model, left_out in candidates[1:]:
-        if left_out < SIMPLER_GAIN * error:
+        if 2 * witnesses * np.log((error + 1e-3) / (left_out + 1e-3)) > EVIDENCE:
             chosen, error = model, left_out
     return Fit(chosen, is_inlier, float(error))
 
@@ -112,22 +118,34 @@ def _support(predicted: np.ndarray, shift: np.ndarray, weight: np.ndarray) -> fl
     return float((weight * np.exp(-distance / (2 * TOLERANCE_PX**2))).sum())
 
 
-def _refine(design: np.ndarray, shift: np.ndarray, weight: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return coefficients reweighted by Tukey's biweight from `start`, and which windows are within its limit."""
+def _supporters(design: np.ndarray, shift: np.ndarray, weight: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Return which windows are within the limit of an affine reweighted by Tukey's biweight from `start`."""
     coefficients, limit = start, 3 * TOLERANCE_PX
     for _ in range(10):
         distance = np.linalg.norm(design @ coefficients - shift, axis=1)
         near = distance < limit
         if near.sum() < 3:
-            return coefficients, near
-        spread = 1.4826 * np.median(distance[near])
-        limit = float(np.clip(4.0 * spread, 0.25, 3 * TOLERANCE_PX))
+            return near
+        limit = float(np.clip(4.0 * 1.4826 * np.median(distance[near]), 0.25, 3 * TOLERANCE_PX))
         robust = weight * np.clip(1 - (distance / limit) ** 2, 0, None) ** 2
         if (robust > 0).sum() >= 6:
             coefficients = _least_squares(design, shift, robust)
         elif (robust > 0).any():
             coefficients = np.stack([np.average(shift, axis=0, weights=robust), np.zeros(2), np.zeros(2)])
-    return coefficients, np.linalg.norm(design @ coefficients - shift, axis=1) < limit
+    return np.linalg.norm(design @ coefficients - shift, axis=1) < limit
+
+
+def _agrees_with_neighbours(points: Points) -> np.ndarray:
+    """Return which windows lie close to the median of their neighbours, most of which must do so too.
+
+    Finds the windows that a local displacement takes away from any affine.
+    """
+    if len(points) < 4 * NEIGHBOURS:
+        return np.zeros(len(points), bool)
+    nearest = cKDTree(points.centre).query(points.centre, NEIGHBOURS + 1)[1]
+    around = points.shift[nearest]
+    distance = np.linalg.norm(around - np.median(around, axis=1, keepdims=True), axis=-1)
+    return (distance[:, 0] < NEIGHBOUR_PX) & (np.median(distance, axis=1) < NEIGHBOUR_PX / 2)
 
 
 def _least_squares(design: np.ndarray, shift: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -153,23 +171,25 @@ def _affine(points: Points, weight: np.ndarray, origin: np.ndarray) -> tuple[Fie
     return Field(origin, coefficients), _robust_rms(left_out)
 
 
-def _local(points: Points, weight: np.ndarray, origin: np.ndarray, spacing_px: float) -> tuple[Field, float]:
+def _local(points: Points, weight: np.ndarray, origin: np.ndarray, size_px: int, reach: float) -> tuple[Field, float]:
     smooth, _ = _affine(points, weight, origin)
-    residuals, reach = points.shift - smooth.at(points.centre), REACH_SPACINGS * spacing_px
-    left_out = residuals - _kernel_mean(points.centre, points.centre, residuals, reach, leave_out_self=True)
+    residuals = points.shift - smooth.at(points.centre)
+    left_out = residuals - _kernel_mean(points.centre, points.centre, residuals, reach, leave_out_px=size_px)
     return Field(origin, smooth.coefficients, points.centre, residuals, reach), _robust_rms(left_out)
 
 
 def _kernel_mean(
-    places: np.ndarray, knots: np.ndarray, values: np.ndarray, reach_px: float, leave_out_self: bool = False
+    places: np.ndarray, knots: np.ndarray, values: np.ndarray, reach_px: float, leave_out_px: float = 0.0
 ) -> np.ndarray:
-    """Return (N, 2) Gaussian-weighted means of the knots' values, drawn to zero where few knots are near."""
+    """Return (N, 2) Gaussian-weighted means of the knots' values, drawn to zero where few knots are near.
+
+    Knots nearer than `leave_out_px` do not count: what they would say of their own place proves nothing.
+    """
     found = np.empty((len(places), 2))
     for first in range(0, len(places), 1024):
         part = slice(first, first + 1024)
         distance = ((places[part, None] - knots) ** 2).sum(axis=-1)
         kernel = np.exp(-distance / (2 * reach_px**2))
-        if leave_out_self:
-            kernel *= distance > 0
+        kernel *= distance >= leave_out_px**2
         found[part] = kernel @ values / (kernel.sum(axis=1) + SHRINKAGE)[:, None]
     return found

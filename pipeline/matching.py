@@ -96,7 +96,8 @@ def correlate(
     """Yield (spectrum, surface) batches of windows around `centres` (N, 2), the moving ones displaced by `guess` (N, 2) int.
 
     Descriptors are (3, y, x). A surface (n, size, size) peaks where the window's shift beyond its guess is, zero at
-    [0, 0], wrapping; `spectrum` is its half transform. `whitening` 0 is correlation, 1 phase correlation.
+    [0, 0], wrapping; `spectrum` is its half transform. `whitening` 0 is correlation, 1 phase correlation; `smoothing_px`
+    takes off the waves near the pixel size, where edges of sampled images pull towards whole pixels.
     """
     wave = np.hypot(fft.fftfreq(size_px)[:, None], fft.rfftfreq(size_px))
     low_pass = np.exp(-2 * (np.pi * smoothing_px * wave) ** 2).astype(np.float32)

@@ -11,9 +11,9 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.session import DummySession
-from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 
+from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
 
 
@@ -42,45 +42,53 @@ def read_on_grid(
     indexes: tuple[int, ...],
     geobox: GeoBox,
     nodata: float | None,
-    shift_m: tuple[float, float] = (0.0, 0.0),
+    alignment: Alignment = UNMOVED,
     categorical: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (bands, y, x) in the file's numbers and (y, x) validity of `href` on `geobox`, resampled once.
 
-    `shift_m` (x, y) is what must be added to the file's stated coordinates to make them true, in the grid's CRS; it is
-    applied inside the same resampling. Finer files are averaged down, others interpolated bilinearly (cubic
-    overshoots at edges); categories take the nearest pixel. Pixels without any valid source are False in validity.
+    What `alignment` knows of the file's displacement is undone inside the same resampling. Finer files are averaged
+    down, others interpolated bilinearly (cubic overshoots at edges); categories take the nearest pixel. Pixels without
+    any valid source are False in validity.
     """
-    # Ground at p is stated by the file at p - shift, so that is where each output pixel must look.
-    where = Affine.translation(-shift_m[0], -shift_m[1]) * geobox.transform
     with open_raster(href) as source:
         if source.crs is None:
             raise InputError(f"'{href}' has no CRS; data without one goes through 'terraloom ingest'")
         resampling = Resampling.nearest if categorical else _resampling(source, geobox)
-        try:
-            with WarpedVRT(
-                source,
-                crs=str(geobox.crs),
-                transform=where,
-                width=geobox.shape.x,
-                height=geobox.shape.y,
-                resampling=resampling,
-                src_nodata=nodata,
-                nodata=nodata,
-                tolerance=1e-9,  # all but exact: an approximation would depend on which block is asked for; rasterio refuses 0
-                add_alpha=nodata is None,
-                # Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
-                XSCALE="1",
-                YSCALE="1",
-            ) as warped:
-                pixels = warped.read(indexes)
-                # Without nodata, what lies outside the file is told by the added alpha band alone (masks of floats ignore it).
-                is_valid = (warped.read(warped.count) if nodata is None else warped.read_masks(indexes[0])) > 0
-        except RasterioError as error:
-            raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
+        pixels = np.zeros((len(indexes), *geobox.shape), source.dtypes[indexes[0] - 1])
+        is_valid = np.zeros(geobox.shape, bool)
+        for window, transform in alignment.pieces(geobox):
+            place = GeoBox(is_valid[window].shape, transform, geobox.crs)
+            pixels[:, *window], is_valid[window] = _warp(source, indexes, place, nodata, resampling)
     if np.issubdtype(pixels.dtype, np.floating):
         is_valid &= np.isfinite(pixels).all(axis=0)
     return pixels, is_valid
+
+
+def _warp(
+    source: rasterio.DatasetReader, indexes: tuple[int, ...], geobox: GeoBox, nodata: float | None, resampling: Resampling
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with WarpedVRT(
+            source,
+            crs=str(geobox.crs),
+            transform=geobox.transform,
+            width=geobox.shape.x,
+            height=geobox.shape.y,
+            resampling=resampling,
+            src_nodata=nodata,
+            nodata=nodata,
+            tolerance=1e-9,  # all but exact: an approximation would depend on which block is asked for; rasterio refuses 0
+            add_alpha=nodata is None,
+            # Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
+            XSCALE="1",
+            YSCALE="1",
+        ) as warped:
+            pixels = warped.read(indexes)
+            # Without nodata, what lies outside the file is told by the added alpha band alone (masks of floats ignore it).
+            return pixels, (warped.read(warped.count) if nodata is None else warped.read_masks(indexes[0])) > 0
+    except RasterioError as error:
+        raise InputError(f"cannot read '{source.name}': {str(error).splitlines()[0]}") from None
 
 
 def _resampling(source: rasterio.DatasetReader, geobox: GeoBox) -> Resampling:

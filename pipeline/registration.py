@@ -80,10 +80,8 @@ def match(
     Where `max_shift_px` allows for it and nothing fits as it is, stretched images are tried too.
     """
     coarse = coarse_shift(reference, moving, reference_valid, moving_valid, max_shift_px)
-    if coarse.height >= CLEAR_HEIGHT or 2 * max_shift_px / max(reference_valid.shape) < 1 - STRETCHES[6]:
-        points = tie_points(reference, moving, reference_valid, moving_valid, coarse)
-        return conclude(points, coarse)
-    stretch = _best_stretch(reference, moving, reference_valid, moving_valid, max_shift_px)
+    is_clear = coarse.height >= CLEAR_HEIGHT and not coarse.reason
+    stretch = None if is_clear else _best_stretch(reference, moving, reference_valid, moving_valid, max_shift_px)
     if stretch is None:
         return conclude(tie_points(reference, moving, reference_valid, moving_valid, coarse), coarse)
     moving, moving_valid = _stretched(moving, moving_valid, stretch)
@@ -154,7 +152,7 @@ def tie_points(
         return nothing
     fixed, moved = describe(reference, reference_valid, SIGMA_PX), describe(moving, moving_valid, SIGMA_PX)
     points = _measure(fixed, moved, centres, constant(coarse.shift_px), size)
-    agreed = fit(points, spacing_px, np.random.default_rng(0))
+    agreed = fit(points, size, spacing_px, np.random.default_rng(0))
     if agreed is None or np.abs(agreed.field.at(centres) - coarse.shift_px).max() < 1:
         return points
     return _measure(fixed, moved, centres, agreed.field, size)
@@ -164,14 +162,15 @@ def _measure(fixed: np.ndarray, moved: np.ndarray, centres: np.ndarray, field: F
     guess = np.rint(field.at(centres)).astype(int)
     batches = correlate(fixed, moved, centres, guess, size, WHITENING, SMOOTHING_PX)
     shifts, heights = zip(*(peak(*batch, FINE_RADIUS_PX) for batch in batches))
-    return Points(*centres.T.astype(float), *(guess + np.concatenate(shifts)).T, np.concatenate(heights))
+    shift, place = guess + np.concatenate(shifts), centres.astype(float)
+    return Points(place[:, 0], place[:, 1], shift[:, 0], shift[:, 1], np.concatenate(heights))
 
 
 def conclude(points: Points, coarse: Coarse, spacing_px: int = WINDOW_PX // 2) -> Match:
     """Return the displacement that the windows agree on, and the probability that it is right to half a pixel."""
     if coarse.reason:
         return Match(None, 0.0, coarse.reason)
-    found = fit(points, spacing_px, np.random.default_rng(0))
+    found = fit(points, WINDOW_PX, spacing_px, np.random.default_rng(0))
     if found is None:
         return Match(None, 0.0, f"no three of {len(points)} windows agree", points)
     confidence = _confidence(found, len(points), coarse.height)
@@ -182,16 +181,23 @@ def conclude(points: Points, coarse: Coarse, spacing_px: int = WINDOW_PX // 2) -
 
 
 def _confidence(found: Fit, num_windows: int, height: float) -> float:
-    """Logistic regression on 910 simulated pairs, half of them of different places (tests/bench/bench_registration.py)."""
-    share = np.clip(found.is_inlier.sum() / num_windows, 1e-3, 0.99)
-    score = 1.06 * np.log(share / (1 - share)) - 2.25 * np.log(found.error_px + 0.01) + 2.17 * np.log(max(height, 0.5))
-    return round(float(1 / (1 + np.exp(-(score + 0.62 * np.log(found.is_inlier.sum()) - 6.43)))), 3)
+    """Logistic regression on 624 simulated pairs, 375 of them of the same ground (tests/bench/bench_registration.py)."""
+    agreeing = found.is_inlier.sum()
+    share = np.clip(agreeing / num_windows, 1e-3, 0.99)
+    score = 2.28 * np.log(share / (1 - share)) - 2.71 * np.log(found.error_px + 0.01) + 1.19 * np.log(max(height, 0.5))
+    return round(float(1 / (1 + np.exp(1.24 - score - 0.09 * np.log(agreeing)))), 3)
 
 
 def _best_stretch(
     reference: np.ndarray, moving: np.ndarray, reference_valid: np.ndarray, moving_valid: np.ndarray, max_shift_px: float
 ) -> np.ndarray | None:
-    """Return the stretch (down, right) under which the averaged-down images match best; None where none does clearly."""
+    """Return the stretch (down, right) under which the averaged-down images match best; None where none does clearly.
+
+    Tried are those that move an edge, seen from the middle, by no more than `max_shift_px`.
+    """
+    stretches = [s for s in STRETCHES if abs(s - 1) * min(reference_valid.shape) / 2 <= max_shift_px]
+    if len(stretches) == 1 or min(reference_valid.mean(), moving_valid.mean()) < MIN_VALID:
+        return None
     factor = max(1, min(reference_valid.shape) // 160)
     fixed, fixed_valid = _averaged_structure(reference, reference_valid, factor)
     small, small_valid = average_down(moving, moving_valid, factor)
@@ -201,7 +207,7 @@ def _best_stretch(
         moved = describe(*_stretched(small, small_valid, np.array(stretch)), SIGMA_PX)
         return _shift_of_all(fixed, moved, fixed_valid, np.zeros(2), COARSE_WINDOW_PX, radius)[1]
 
-    best = max(itertools.product(STRETCHES, STRETCHES), key=height)
+    best = max(itertools.product(stretches, stretches), key=height)
     if height(best) < CLEAR_HEIGHT:
         return None
     around = [1.05 ** (k / 4) for k in (-2, -1, 0, 1, 2)]

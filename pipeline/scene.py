@@ -19,6 +19,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 
 from pipeline import storage
+from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
 from pipeline.raster import open_raster, read_on_grid
 from pipeline.sensors import Sensor, load_sensor, recognise, sensor_from_dict
@@ -55,12 +56,10 @@ class Scene:
         present = {band for asset in self.assets for band in asset.bands}
         return tuple(name for name in self.sensor.band_names if name in present)
 
-    def read(
-        self, geobox: GeoBox, bands: tuple[str, ...], shift_m: tuple[float, float] = (0.0, 0.0)
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, geobox: GeoBox, bands: tuple[str, ...], alignment: Alignment = UNMOVED) -> tuple[np.ndarray, np.ndarray]:
         """Return physical values (bands, y, x) float32 and (y, x) bool validity (all bands have data) on `geobox`.
 
-        `shift_m` is added to the stated coordinates; see `raster.read_on_grid`. Clouds stay valid here.
+        `alignment` corrects the stated coordinates; see `raster.read_on_grid`. Clouds stay valid here.
         """
         physical = np.zeros((len(bands), *geobox.shape), np.float32)
         is_valid = np.ones(geobox.shape, bool)
@@ -70,7 +69,7 @@ class Scene:
             if not wanted:
                 continue
             indexes = tuple(asset.bands.index(name) + 1 for name in wanted)
-            stored, has_data = read_on_grid(asset.href, indexes, geobox, asset.nodata, shift_m)
+            stored, has_data = read_on_grid(asset.href, indexes, geobox, asset.nodata, alignment)
             values = self.sensor.to_physical(stored, asset.scale, asset.offset)
             for name, value in zip(wanted, values):
                 physical[bands.index(name)] = value
@@ -80,11 +79,11 @@ class Scene:
             raise InputError(f"scene '{self.id}' has no band {sorted(missing)} (has {', '.join(self.bands)})")
         return physical, is_valid
 
-    def read_cloud(self, geobox: GeoBox, shift_m: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    def read_cloud(self, geobox: GeoBox, alignment: Alignment = UNMOVED) -> np.ndarray:
         """Return (y, x) bool, True under cloud or cloud shadow; all False where the scene has no mask."""
         if self.cloud_href is None:
             return np.zeros(geobox.shape, bool)
-        classes, has_data = read_on_grid(self.cloud_href, (1,), geobox, None, shift_m, categorical=True)
+        classes, has_data = read_on_grid(self.cloud_href, (1,), geobox, None, alignment, categorical=True)
         return (classes[0] > 0) & has_data
 
 

@@ -17,7 +17,7 @@ from pipeline.chips import cut
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.raster import open_raster
-from pipeline.registration import REFERENCE, Registration, estimate_shift
+from pipeline.registration import REFERENCE, Registration, match
 from pipeline.sensors import Sensor, load_sensor
 
 SENSOR = "sentinel2_l1c"
@@ -81,7 +81,10 @@ def _register(folder: Path, sensor: Sensor, shape: tuple[int, int], first: np.nd
     visible = [sensor.band_names.index(name) for name in ("B03", "B04", "B08")]
     second = _stack(folder, sensor, shape, (0.0, 0.0), ("B03", "B04", "B08"))
     valid = [image.max(axis=0) > 0 for image in (first, second)]
-    return estimate_shift(first[visible], second, valid[0], valid[1], sensor.gsd_m, MAX_SHIFT_M)
+    found = match(first[visible], second, valid[0], valid[1], MAX_SHIFT_M / sensor.gsd_m)
+    # One shift for the whole city: its crops are small, and what is local in them is change.
+    down, right = found.field.at(np.array([shape]) / 2)[0] * sensor.gsd_m if found.field else (0.0, 0.0)
+    return Registration(round(float(-right), 3), round(float(down), 3), found.confidence, found.reason)
 
 
 def _stack(

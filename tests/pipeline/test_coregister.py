@@ -11,6 +11,7 @@ from odc.geo.geobox import GeoBox
 from jobs.archives import verify
 from jobs.coregister import coregister
 from jobs.simulate import scan_folder
+from pipeline.alignment import alignment_from_dict
 from pipeline.archive import open_archive
 from pipeline.coregister import CoregisterConfig
 from pipeline.errors import InputError
@@ -20,13 +21,13 @@ from pipeline.simulate import CHANGE_DAY
 
 
 def test_known_shifts_are_found(archive: str, planet: Path) -> None:
-    """Against the planet's truth: every scene within half a pixel of 10 m, the median within 1.5 m."""
+    """Against the planet's truth: every scene within a tenth of a pixel of 10 m, the median within 0.5 m."""
     found = json.loads((Path(archive) / "reports" / "coregister.json").read_text())["scenes"]
     truth = json.loads((planet / "truth" / "scenes.json").read_text())
     errors = [np.hypot(s["shift_x_m"] - truth[n]["shift_x_m"], s["shift_y_m"] - truth[n]["shift_y_m"]) for n, s in found.items()]
     assert len(errors) == len(truth) >= 6
-    assert max(errors) < 5
-    assert np.median(errors) < 1.5
+    assert max(errors) < 1
+    assert np.median(errors) < 0.5
 
 
 def test_tiles_do_not_depend_on_the_shard_size(archive: str, planet: Path, tmp_path: Path, cluster: None) -> None:
@@ -68,17 +69,21 @@ def test_labels_are_the_majority_of_the_truth_at_that_time(archive: str, planet:
 
 
 def test_tile_is_the_scene_read_once_on_its_site(archive: str, planet: Path) -> None:
-    """What is archived equals one resampling of the raw file, by the recorded shift, onto the tile's recorded transform."""
+    """What is archived equals one resampling of the raw file, by the recorded displacement, onto the tile's recorded transform."""
     opened = open_archive(archive)
     scenes = {scene.id: scene for scene in read_scenes(str(planet / "scenes"))[0]}
     catalog = opened.catalog()
+    report = json.loads((Path(archive) / "reports" / "coregister.json").read_text())["scenes"]
     chosen = catalog[catalog["shift_x_m"] != 0].groupby("scene").sample(2, random_state=0)
     assert chosen["sensor"].nunique() == 4
     for row in chosen.itertuples():
         sensor, scene = opened.sensors[row.sensor], scenes[row.scene]
         geobox = GeoBox(sensor.tile_shape(640), Affine(*row.transform), row.crs)
-        values, has_data = scene.read(geobox, sensor.band_names, (row.shift_x_m, row.shift_y_m))
-        is_clear = has_data & ~scene.read_cloud(geobox, (row.shift_x_m, row.shift_y_m))
+        alignment = alignment_from_dict(report[row.scene]["displacement"])
+        middle = geobox.extent.centroid.coords[0]
+        assert alignment.at(*middle, row.crs).shift_m == pytest.approx((row.shift_x_m, row.shift_y_m), abs=1e-3)
+        values, has_data = scene.read(geobox, sensor.band_names, alignment)
+        is_clear = has_data & ~scene.read_cloud(geobox, alignment)
         stored, is_valid = opened.read(row.shard, row.sensor, np.array([row.row]))
         assert np.array_equal(is_valid[0] > 0, is_clear)
         assert np.array_equal(stored[0], np.where(is_clear, sensor.to_stored(values), 0))

@@ -1,15 +1,17 @@
+"""The estimator against shifts and displacements that are known, and against pairs that must not be moved."""
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from pipeline.registration import MIN_CONFIDENCE, estimate_shift
+from pipeline.registration import MIN_CONFIDENCE, match
 
-GSD_M = 10.0
 VALID = np.ones((320, 320), bool)
+MIDDLE = np.array([[160.0, 160.0]])
 
 
-def texture(seed: int) -> np.ndarray:
-    return ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(360, 360)), 2)
+def texture(seed: int, size: int = 360) -> np.ndarray:
+    return ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(size, size)), 2).astype(np.float32)
 
 
 def inner(image: np.ndarray) -> np.ndarray:
@@ -17,41 +19,94 @@ def inner(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0.3, -0.7), (1.5, 3.2), (0.5, 0.5), (-4.25, 2.0)])
-def test_known_shift_is_found(rows: float, columns: float) -> None:
-    """Content moved down by `rows` and right by `columns` must move north and west to come back."""
+def test_known_shift_is_found_to_a_fiftieth_of_a_pixel(rows: float, columns: float) -> None:
+    """No preference for whole pixels: content moved by (rows, columns) is found there."""
     image = texture(0)
-    found = estimate_shift(inner(image), inner(ndimage.shift(image, (rows, columns))), VALID, VALID, GSD_M, 100)
-    assert found.shift_x_m == pytest.approx(-columns * GSD_M, abs=1.0)
-    assert found.shift_y_m == pytest.approx(rows * GSD_M, abs=1.0)
-    assert found.confidence > 0.8
+    moved = np.fft.ifft2(ndimage.fourier_shift(np.fft.fft2(image), (rows, columns))).real
+    found = match(inner(image), inner(moved), VALID, VALID, 10)
+    assert found.field is not None
+    assert found.field.kind == "shift"
+    assert found.field.at(MIDDLE)[0] == pytest.approx((rows, columns), abs=0.02)
+    assert found.confidence > 0.99
 
 
-def test_other_radiometry_does_not_matter() -> None:
-    image = texture(1)
-    moved = 5 - 3 * ndimage.shift(image, (2, -1))
-    found = estimate_shift(inner(image), inner(moved), VALID, VALID, GSD_M, 100)
-    assert (found.shift_x_m, found.shift_y_m) == pytest.approx((10, 20), abs=1.0)
+def test_opposite_and_uneven_contrast_does_not_matter() -> None:
+    """An edge is the same edge whichever side is bright, and however bright: what makes radar and optical comparable."""
+    image, brightness = texture(1), ndimage.gaussian_filter(np.random.default_rng(2).normal(size=(360, 360)), 30) * 40
+    moved = 5 - np.exp(brightness) * ndimage.shift(image, (2, -1))
+    found = match(inner(image), inner(moved), VALID, VALID, 10)
+    assert found.field is not None
+    assert found.field.at(MIDDLE)[0] == pytest.approx((2, -1), abs=0.1)
 
 
-def test_unrelated_images_are_not_moved() -> None:
-    found = estimate_shift(inner(texture(0)), inner(texture(1)), VALID, VALID, GSD_M, 100)
-    assert found.shift_m == (0.0, 0.0)
+def test_affine_displacement_is_found_everywhere() -> None:
+    image = texture(3)
+    slopes = np.array([[1.006, -0.004], [0.003, 0.994]])
+    moved = ndimage.affine_transform(image, np.linalg.inv(slopes), np.array([180, 180]) - np.linalg.inv(slopes) @ (182, 179))
+    found = match(inner(image), inner(moved), VALID, VALID, 10)
+    places = np.array([(40.0, 40.0), (40.0, 280.0), (160.0, 160.0), (280.0, 280.0)])
+    index = places + 20 - 0.5  # places count from the corner of the cut-out, array indices from the first pixel's centre
+    truth = (index - 180) @ slopes.T + (182, 179) - index
+    assert found.field is not None
+    assert found.field.kind == "affine"
+    assert np.abs(found.field.at(places) - truth).max() < 0.1
+
+
+def test_local_displacement_is_found_where_the_windows_show_it() -> None:
+    image = texture(4, 840)
+    y, x = np.mgrid[0:840, 0:840]
+    bump = 1.5 * np.exp(-((y - 420) ** 2 + (x - 420) ** 2) / (2 * 150**2))
+    moved = ndimage.map_coordinates(image, (y - bump, x.astype(float)), order=3)
+    valid = np.ones((800, 800), bool)
+    found = match(inner(image), inner(moved), valid, valid, 10)
+    assert found.field is not None
+    assert found.field.kind == "local"
+    shown = found.field.at(np.array([(400.5, 400.5), (400.5, 60.5)]))
+    assert shown[0] == pytest.approx((1.5, 0), abs=0.25)
+    assert shown[1] == pytest.approx((0.11, 0), abs=0.15)
+
+
+def test_stretched_image_is_found_only_where_so_large_a_shift_is_allowed() -> None:
+    image = texture(5)
+    moved = ndimage.affine_transform(image, np.array([1.15, 0.9]), mode="nearest")
+    found = match(inner(image), inner(moved), VALID, VALID, 80)
+    places = np.array([(100.0, 100.0), (200.0, 250.0)])
+    truth = (places + 19.5) / (1.15, 0.9) - (places + 19.5)
+    assert found.field is not None
+    assert np.abs(found.field.at(places) - truth).max() < 0.3
+    assert match(inner(image), inner(moved), VALID, VALID, 10).field is None
+
+
+def test_outliers_do_not_move_the_rest() -> None:
+    """A quarter of the ground that went elsewhere is refused, not averaged in."""
+    image, other = texture(6), texture(7)
+    moved = ndimage.shift(image, (1.25, 0.5))
+    moved[:200, :200] = other[:200, :200]
+    found = match(inner(image), inner(moved), VALID, VALID, 10)
+    assert found.field is not None
+    assert found.field.at(np.array([(250.0, 250.0)]))[0] == pytest.approx((1.25, 0.5), abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_other_places_are_not_moved(seed: int) -> None:
+    found = match(inner(texture(seed)), inner(texture(seed + 100)), VALID, VALID, 10)
+    assert found.field is None
     assert found.confidence < MIN_CONFIDENCE
-    assert "1 of 16 windows agree" in found.reason
+    assert found.reason.startswith(("low confidence", "no three of", "shift at the search limit"))
 
 
-def test_flat_or_disjoint_images_are_not_moved() -> None:
+def test_flat_or_empty_images_are_not_moved() -> None:
     image, flat, nowhere = inner(texture(0)), np.ones((1, 320, 320)), np.zeros_like(VALID)
-    for found in (
-        estimate_shift(image, flat, VALID, VALID, GSD_M, 100),
-        estimate_shift(image, image, VALID, nowhere, GSD_M, 100),
+    for found, reason in (
+        (match(image, flat, VALID, VALID, 10), "flat image"),
+        (match(image, image, VALID, nowhere, 10), "hardly any valid pixels"),
     ):
-        assert found.shift_m == (0.0, 0.0)
+        assert found.field is None
         assert found.confidence == 0
-        assert found.reason in ("flat image", "no common valid area")
+        assert found.reason == reason
 
 
 def test_shift_beyond_the_limit_is_not_applied() -> None:
     image = texture(0)
-    found = estimate_shift(inner(image), inner(ndimage.shift(image, (0, 9))), VALID, VALID, GSD_M, 50)
-    assert found.shift_m == (0.0, 0.0)
+    found = match(inner(image), inner(ndimage.shift(image, (0, 9))), VALID, VALID, 5)
+    assert found.field is None
