@@ -10,6 +10,8 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio.transform import from_origin
 
+from pipeline.alignment import UNMOVED, Alignment
+from pipeline.displacement import constant
 from pipeline.errors import InputError
 from pipeline.scene import Scene, read_scenes, scan, write_catalog
 
@@ -90,7 +92,7 @@ def test_a_cloud_mask_beside_the_file_belongs_to_it(tmp_path: Path) -> None:
     write(tmp_path / "a_cloud.tif", mask)
     scene = only(tmp_path)
     assert np.array_equal(scene.read_cloud(grid()), mask[0] > 0)
-    moved = scene.read_cloud(grid(), (100.0, -50.0))
+    moved = scene.read_cloud(grid(), moved_by(100.0, -50.0))
     assert np.array_equal(moved[15:25, 40:50], np.ones((10, 10), bool))
     assert moved.sum() == 100
 
@@ -176,7 +178,7 @@ def test_whole_pixel_shift_moves_content_south_east_without_loss(tmp_path: Path)
     """20 m east and 30 m south is 2 columns right and 3 rows down on a 10 m grid."""
     pixels = counts()
     write(tmp_path / "a.tif", pixels, tags=RADAR_TAGS, nodata=-32768)
-    values, is_valid = only(tmp_path).read(grid(), ("VV",), (20.0, -30.0))
+    values, is_valid = only(tmp_path).read(grid(), ("VV",), moved_by(20.0, -30.0))
     np.testing.assert_allclose(values[0, 3:, 2:], pixels[0, :-3, :-2] * 0.01, rtol=1e-6)
     assert is_valid[3:, 2:].all()
     assert not is_valid[:3].any()
@@ -186,7 +188,7 @@ def test_whole_pixel_shift_moves_content_south_east_without_loss(tmp_path: Path)
 def test_half_pixel_shift_is_the_mean_of_two_neighbours(tmp_path: Path) -> None:
     pixels = counts().astype(np.float32)
     write(tmp_path / "a.tif", pixels, tags=RADAR_TAGS)
-    values, _ = only(tmp_path).read(grid(), ("VV",), (5.0, 0.0))
+    values, _ = only(tmp_path).read(grid(), ("VV",), moved_by(5.0, 0.0))
     np.testing.assert_allclose(values[0, :, 1:], (pixels[0, :, 1:] + pixels[0, :, :-1]) / 2, rtol=1e-5)
 
 
@@ -209,7 +211,7 @@ def test_shift_on_reading_equals_a_moved_transform(gsd_m: float, zone: int, tmp_
         if zone == 32633:  # here the file moves along its own axes, which the next zone sees turned by 4.4 degrees
             middle = Transformer.from_crs("EPSG:32632", "EPSG:32633", always_xy=True).transform(WEST + 640, NORTH - 640)
             target = GeoBox((32, 32), from_origin(round(middle[0], -1), round(middle[1], -1), 10, 10), "EPSG:32633")
-        applied = (0.0, 0.0) if name == "true" else (turned(shift_m, target) if zone == 32633 else shift_m)
+        applied = UNMOVED if name == "true" else moved_by(*shift_m)
         images.append(scene.read(target, ("VV", "VH"), applied))
     (first, first_valid), (second, second_valid) = images
     assert first_valid.all()
@@ -218,11 +220,9 @@ def test_shift_on_reading_equals_a_moved_transform(gsd_m: float, zone: int, tmp_
     np.testing.assert_allclose(first, second, atol=0.011)
 
 
-def turned(shift_m: tuple[float, float], target: GeoBox) -> tuple[float, float]:
-    """Return a shift along the axes of EPSG:32632 as one along those of the target's CRS."""
-    forward = Transformer.from_crs("EPSG:32632", str(target.crs), always_xy=True)
-    x, y = forward.transform([WEST + 320, WEST + 320 + shift_m[0]], [NORTH - 320, NORTH - 320 + shift_m[1]])
-    return x[1] - x[0], y[1] - y[0]
+def moved_by(x_m: float, y_m: float) -> Alignment:
+    """Return the alignment of a scene to whose coordinates (x_m, y_m) of EPSG:32632 must be added."""
+    return Alignment(1.0, "test", constant(np.array([y_m, -x_m]) / 10), grid())
 
 
 def test_file_that_broke_after_the_scan_is_an_input_error(tmp_path: Path) -> None:
