@@ -6,6 +6,7 @@ Exit status 0: done. 2: the input is wrong, one line says what to do. 1: anythin
 import difflib
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ USAGE = """usage: terraloom JOB ... [--json]
   coregister SCENES ARCHIVE                    register scenes to each other and cut them into an archive
   ingest     LAYOUT FOLDER ARCHIVE             put ready-made chips into an archive
   verify     ARCHIVE                           prove an archive's checksums, counts and value ranges
+  inspect    ARCHIVE                           say what is in an archive
+  repair     ARCHIVE                           publish whole shards again, withdraw damaged ones
   pretrain   RECIPE ARCHIVE RUN                train a foundation model
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
   evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
@@ -73,7 +76,7 @@ class Coregister:
     scenes: Positional[str]
     """STAC ItemCollection or catalog, or a folder with scenes.json; local or s3://."""
     archive: Positional[str]
-    grid: GridOptions = field(default_factory=GridOptions)
+    grid: OmitArgPrefixes[GridOptions] = field(default_factory=GridOptions)
     reference: str | None = None
     """Sensor that the others are registered to; default: the reflectance sensor with most scenes."""
     max_shift_m: float = 60.0
@@ -93,12 +96,26 @@ class Ingest:
     layout: Positional[str]
     folder: Positional[str]
     archive: Positional[str]
-    grid: GridOptions = field(default_factory=GridOptions)
+    grid: OmitArgPrefixes[GridOptions] = field(default_factory=GridOptions)
 
 
 @dataclass(frozen=True)
 class Verify:
     """Prove every checksum, count and value range of an archive."""
+
+    archive: Positional[str]
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what is in an archive: sensors, dates, splits, labels, registration, sizes."""
+
+    archive: Positional[str]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Publish whole shards whose catalog part is lost, withdraw damaged ones and left-over files, and list what is lost."""
 
     archive: Positional[str]
 
@@ -165,6 +182,23 @@ def _verify(arguments: list[str]) -> dict[str, Any]:
     open_archive(options.archive).catalog()
     connect()
     return verify(options.archive)
+
+
+def _inspect(arguments: list[str]) -> dict[str, Any]:
+    from jobs.archives import inspect
+
+    return inspect(_parse(Inspect, arguments, "inspect").archive)
+
+
+def _repair(arguments: list[str]) -> dict[str, Any]:
+    from cluster.connect import connect
+    from jobs.archives import repair
+    from pipeline.archive import open_archive
+
+    options = _parse(Repair, arguments, "repair")
+    open_archive(options.archive)
+    connect()
+    return repair(options.archive)
 
 
 def _pretrain(arguments: list[str]) -> dict[str, Any]:
@@ -258,6 +292,8 @@ JOBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "coregister": _coregister,
     "ingest": _ingest,
     "verify": _verify,
+    "inspect": _inspect,
+    "repair": _repair,
     "pretrain": _pretrain,
     "distill": _distill,
     "evaluate": _evaluate,
@@ -293,7 +329,10 @@ def _parse(kind: Any, arguments: list[str], job: str, description: str | None = 
     except ValidationError as error:
         raise InputError("; ".join(f"{'.'.join(map(str, e['loc'])) or job}: {e['msg']}" for e in error.errors())) from None
     if unknown:
-        known = [name for name in tyro.extras.get_parser(kind, **settings)._option_string_actions if name.startswith("--")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # tyro 1: nothing else lists the options yet
+            parser = tyro.extras.get_parser(kind, **settings)
+        known = [name for name in parser._option_string_actions if name.startswith("--")]
         close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise InputError(f"argument '{unknown[0]}' is unknown to 'terraloom {job}'{hint}; see terraloom {job} --help")

@@ -13,8 +13,8 @@ import ray
 from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
 from pipeline import storage
-from pipeline.alignment import UNMOVED, Alignment, unaligned
-from pipeline.archive import Archive, create_archive
+from pipeline.alignment import UNMOVED, Alignment, alignment_from_dict, unaligned
+from pipeline.archive import INDEX, Archive, create_archive, open_archive
 from pipeline.coregister import (
     Comparison,
     CoregisterConfig,
@@ -32,7 +32,7 @@ from pipeline.errors import InputError
 from pipeline.grid import Grid, ShardCell, split_of
 from pipeline.matching import Points
 from pipeline.registration import Coarse, Registration
-from pipeline.scene import Scene, read_scenes
+from pipeline.scene import Scene, read_scenes, scene_from_dict
 from pipeline.sensors import Sensor
 
 NUM_PICTURES = 4
@@ -40,25 +40,36 @@ PICTURE_PX = 192
 
 
 def coregister(scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None) -> dict[str, Any]:
-    """Fill the archive from the scenes. Shards made from the same scenes with the same settings are left alone."""
-    scenes, refused = read_scenes(scenes_url)
+    """Fill the archive from the scenes, given only the new ones or all of them.
+
+    Scenes that the archive has already stay registered as they are and go into the same tiles' shards as the new ones.
+    Only shards under given scenes are looked at, and of those only what has changed is made.
+    """
+    given, refused = read_scenes(scenes_url)
     rasters = read_label_rasters(labels) if labels else []
-    if not scenes:
+    if not given:
         raise InputError(f"no usable scene in '{scenes_url}': {_reasons(refused)}")
-    chosen = references(scenes, config.reference) if config.register else {}
-    alignments, unreadable = _register_all(scenes, chosen, config)
+    known_sensors, records = _known(archive_url)
+    scenes = _with_known(given, records)
+    chosen = references(scenes, config.reference, records.keys()) if config.register else {}
+    alignments, unreadable = _register_all(scenes, chosen, config, records)
     refused |= unreadable
     usable = [scene for scene in scenes if scene.id not in unreadable]
     if not usable:
         raise InputError(f"none of the {len(scenes)} scenes in '{scenes_url}' can be read: {_reasons(refused)}")
-    sensors = common_sensors(usable)
+    sensors = common_sensors(usable, known_sensors)
     archive = create_archive(archive_url, grid, sensors, label_definitions(rasters))
-    by_cell: dict[ShardCell, list[Scene]] = {}
+    by_cell: dict[ShardCell, list[Scene]] = {cell: [] for scene in given for cell in grid.cells_over(scene.footprint)}
     for scene in usable:
-        for cell in grid.cells_over(scene.footprint):
-            by_cell.setdefault(cell, []).append(scene)
+        for cell in grid.cells_over(scene.footprint) & by_cell.keys():
+            by_cell[cell].append(scene)
     written, skipped, failed = _write_all(archive, by_cell, sensors, alignments, rasters, config)
     refused |= failed
+    for scene in usable:
+        digest = _registration_digest(scene, chosen.get(scene.id), alignments, config)
+        record = {"scene": scene.to_dict(), "alignment": alignments[scene.id].to_dict(), "inputs": digest}
+        if records.get(scene.id) != json.loads(json.dumps(record)):
+            archive.write_scene_record(scene.id, record)
     if written:
         write_statistics(archive)
         _save_pictures(archive, usable, chosen, alignments)
@@ -68,16 +79,38 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
         "settings": asdict(config),
     }
     storage.write_json(storage.join(archive.url, "reports", "coregister.json"), report)
-    moved = [a for a in alignments.values() if a.field]
     return {
         "archive": archive.url,
         "scenes": len(usable),
-        "scenes_moved": len(moved),
+        "scenes_moved": sum(a.field is not None for a in alignments.values()),
         "refused": refused,
         "shards_written": written,
         "shards_up_to_date": skipped,
         **inventory(archive),
     }
+
+
+def _known(archive_url: str) -> tuple[dict[str, Sensor], dict[str, Any]]:
+    """Return the sensors and scene records of the archive; nothing where there is none yet."""
+    if not storage.exists(storage.join(archive_url, INDEX)):
+        return {}, {}
+    archive = open_archive(archive_url)
+    return archive.sensors, archive.scene_records()
+
+
+def _with_known(given: list[Scene], records: dict[str, Any]) -> list[Scene]:
+    """Return the given scenes and those of the archive that share ground with one of them, in one order."""
+    added = {scene.id for scene in given}
+    known = [scene_from_dict(record["scene"]) for name, record in records.items() if name not in added]
+    touched = [k for k in known if any(k.footprint.intersects(scene.footprint) for scene in given)]
+    return sorted([*given, *touched], key=lambda scene: scene.id)
+
+
+def _registration_digest(scene: Scene, reference: Scene | None, alignments: dict[str, Alignment], config: CoregisterConfig) -> str:
+    """Return a digest of all that a scene's alignment follows from."""
+    against = [reference.to_dict(), alignments[reference.id].to_dict()] if reference else []
+    facts = [scene.to_dict(), against, config.register, config.max_shift_m]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @ray.remote(num_cpus=TASK_CPUS)
@@ -108,9 +141,12 @@ def _each_block(measure: Callable[..., Points], blocks: list[Any], coarse: Coars
 
 
 def _register_all(
-    scenes: list[Scene], chosen: dict[str, Scene | None], config: CoregisterConfig
+    scenes: list[Scene], chosen: dict[str, Scene | None], config: CoregisterConfig, records: dict[str, Any]
 ) -> tuple[dict[str, Alignment], dict[str, str]]:
-    """Register every scene after the one it follows; return alignments and {scene id: reason} of unreadable scenes."""
+    """Register every scene after the one it follows; return alignments and {scene id: reason} of unreadable scenes.
+
+    What `records` say was found from the same files with the same settings is not done again.
+    """
     if not config.register:
         return {scene.id: unaligned("registration switched off") for scene in scenes}, {}
     done: dict[str, Alignment] = {s.id: UNMOVED for s in scenes if chosen[s.id] is None}
@@ -121,8 +157,11 @@ def _register_all(
         tasks = {}
         for scene in ready:
             reference = _followed(scene, chosen)
+            record = records.get(scene.id)
             if reference.id in unreadable:
                 done[scene.id] = unaligned(f"its reference {reference.id} cannot be read")
+            elif record and record["inputs"] == _registration_digest(scene, reference, done, config):
+                done[scene.id] = alignment_from_dict(record["alignment"])
             else:
                 comparison = Comparison(scene, reference, done[reference.id], config.max_shift_m)
                 tasks[_register.remote(comparison)] = scene.id
@@ -154,7 +193,10 @@ def _write_shard(
 ) -> tuple[int, dict[str, str]]:
     tiles, refused = build_tiles(cell, archive.grid, scenes, sensors, alignments, rasters, config.min_valid_fraction)
     # A shard that lacks a scene which could not be read is not up to date: the next run tries again.
-    return (archive.publish(cell.id, split_of(cell), tiles, "incomplete" if refused else inputs) if tiles else 0), refused
+    if not tiles:
+        archive.withdraw(cell.id)
+        return 0, refused
+    return archive.publish(cell.id, split_of(cell), tiles, "incomplete" if refused else inputs), refused
 
 
 def _write_all(

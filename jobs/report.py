@@ -70,6 +70,8 @@ def _overview(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -4,6 +4,7 @@ Decides what is on disk and when it counts: a shard exists for readers once its 
 a tile is decided by `coregister` and `ingest`; fast decoding is `reader`'s.
 """
 
+import hashlib
 import io
 import json
 import warnings
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import zarr
 from shapely.geometry.base import BaseGeometry
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning
 
 from pipeline import reader, storage
@@ -25,7 +26,7 @@ from pipeline.grid import Grid
 from pipeline.registration import REFERENCE, Registration
 from pipeline.sensors import Sensor, sensor_from_dict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX = "archive.json"
 
 
@@ -100,6 +101,23 @@ class Archive:
         root = storage.join(self.shard_url(shard), sensor)
         return reader.read_rows(storage.join(root, "pixels"), rows), reader.read_rows(storage.join(root, "valid"), rows)
 
+    def digest(self) -> str:
+        """Return a digest of all that readers see, whatever order and whichever job it was published in."""
+        digest = hashlib.sha256()
+        for row in self.catalog().drop(columns="inputs").sort_index(axis=1).to_wkt().itertuples(index=False):
+            digest.update(repr(tuple(v.tolist() if isinstance(v, np.ndarray) else v for v in row)).encode())
+        return digest.hexdigest()
+
+    def scene_records(self) -> dict[str, Any]:
+        """Return what jobs wrote down of the scenes in the archive, by scene id."""
+        folder = storage.join(self.url, "scenes")
+        records = (storage.read_json(storage.join(folder, name)) for name in storage.names(folder) if name.endswith(".json"))
+        return {record["scene"]["id"]: record for record in records}
+
+    def write_scene_record(self, scene_id: str, record: dict[str, Any]) -> None:
+        name = hashlib.sha256(scene_id.encode()).hexdigest()[:16]
+        storage.write_json(storage.join(self.url, "scenes", f"{name}.json"), record)
+
     def inputs_of(self, shard: str) -> str | None:
         """Return what `publish` was told the shard was made from; None where it is not published."""
         part = storage.join(self.url, "catalog", f"{shard}.parquet")
@@ -114,7 +132,7 @@ class Archive:
         that counts. Publishing a shard again replaces it.
         """
         part = storage.join(self.url, "catalog", f"{shard}.parquet")
-        storage.remove(part)
+        self.withdraw(shard)
         with storage.staged_folder(self.shard_url(shard)) as folder:
             rows = _write_shard(str(folder), tiles, self.sensors, self.grid)
             digest = storage.folder_digest(str(folder))
@@ -124,8 +142,18 @@ class Archive:
         frame["time"] = pd.to_datetime(frame["time"], utc=True)
         buffer = io.BytesIO()
         frame.to_parquet(buffer)
+        storage.write_bytes(self.copy_of_part(shard), buffer.getvalue())
         storage.write_bytes(part, buffer.getvalue())
         return len(rows)
+
+    def copy_of_part(self, shard: str) -> str:
+        """Return where a shard keeps its own copy of its catalog part, for `repair`."""
+        return self.shard_url(shard).removesuffix(".zarr") + ".parquet"
+
+    def withdraw(self, shard: str) -> None:
+        """Make the shard disappear: first for readers, then from storage."""
+        for url in (storage.join(self.url, "catalog", f"{shard}.parquet"), self.copy_of_part(shard), self.shard_url(shard)):
+            storage.remove(url)
 
     def read_statistics(self) -> dict[str, Any]:
         """Return `statistics.json`: per sensor and band over valid pixels of the train split, in physical units."""
@@ -175,7 +203,8 @@ def _write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tup
         chunks=(1, *data.shape[1:]),
         shards=data.shape,
         dtype=data.dtype,
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=data.dtype.itemsize)],
+        # The checksum of every tile lets a reader refuse a damaged one; the decoder alone would return it.
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=data.dtype.itemsize), Crc32cCodec()],
         dimension_names=dimensions,
         attributes=attributes,
     )
@@ -215,36 +244,40 @@ def open_archive(url: str) -> Archive:
             f"archive '{url}' has schema version {version}, this program reads version {SCHEMA_VERSION}; "
             "make the archive anew or use the Terraloom that wrote it"
         )
-    sensors = {name: sensor_from_dict(definition, f"{index}: {name}") for name, definition in content["sensors"].items()}
-    labels = {name: Label(**{**spec, "classes": tuple(spec["classes"])}) for name, spec in content["labels"].items()}
+    sensors = {name: sensor_from_dict(found, f"{url}: {name}") for name, found in _definitions(url, "sensors").items()}
+    labels = {name: Label(**{**spec, "classes": tuple(spec["classes"])}) for name, spec in _definitions(url, "labels").items()}
     return Archive(storage.absolute(url), Grid(**content["grid"]), sensors, labels)
 
 
 def create_archive(url: str, grid: Grid, sensors: dict[str, Sensor], labels: dict[str, Label]) -> Archive:
     """Open the archive at `url`, or begin one, and make it hold `sensors` and `labels` too.
 
-    The grid, and the definition of a sensor or label that is already there, cannot change.
+    The grid, and the definition of a sensor or label that is already there, cannot change. Every definition is a file
+    of its own, so that jobs which add different ones at the same time do not undo each other.
     """
-    archive = Archive(storage.absolute(url), grid, {}, {})
-    if storage.exists(storage.join(url, INDEX)):
-        archive = open_archive(url)
-        if archive.grid != grid:
-            raise InputError(f"archive '{url}' has {archive.grid}, this job asks for {grid}; use the archive's or another folder")
-    elif storage.names(url):
-        raise InputError(f"'{url}' is not empty and not an archive; give a new or an archive folder")
+    for sensor in sensors.values():
+        sensor.tile_shape(grid.site_size_m)
+    index = storage.join(url, INDEX)
+    if not storage.exists(index):
+        if any(not name.endswith(".tmp") for name in storage.names(url)):  # another job may be about to write archive.json
+            raise InputError(f"'{url}' is not empty and not an archive; give a new or an archive folder")
+        storage.write_json(index, {"schema_version": SCHEMA_VERSION, "grid": asdict(grid)})
+    archive = open_archive(url)
+    if archive.grid != grid:
+        raise InputError(f"archive '{url}' has {archive.grid}, this job asks for {grid}; use the archive's or another folder")
     for kind, present, wanted in (("sensor", archive.sensors, sensors), ("label", archive.labels, labels)):
         for name, definition in wanted.items():
             if name in present and present[name] != definition:
                 raise InputError(f"{kind} '{name}' is defined otherwise in archive '{url}'; use another archive or name")
-    for sensor in sensors.values():
-        sensor.tile_shape(grid.site_size_m)
-    archive.sensors = {**archive.sensors, **sensors}
-    archive.labels = {**archive.labels, **labels}
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "grid": asdict(grid),
-        "sensors": {n: s.model_dump(mode="json", exclude_defaults=True) for n, s in archive.sensors.items()},
-        "labels": {n: asdict(label) for n, label in archive.labels.items()},
-    }
-    storage.write_json(storage.join(url, INDEX), content)
-    return archive
+            if name not in present:
+                storage.write_json(storage.join(url, f"{kind}s", f"{name}.json"), _as_json(definition))
+    return open_archive(url)
+
+
+def _as_json(definition: Sensor | Label) -> dict[str, Any]:
+    return definition.model_dump(mode="json", exclude_defaults=True) if isinstance(definition, Sensor) else asdict(definition)
+
+
+def _definitions(url: str, kind: str) -> dict[str, Any]:
+    files = [name for name in storage.names(storage.join(url, kind)) if name.endswith(".json")]
+    return {name.removesuffix(".json"): storage.read_json(storage.join(url, kind, name)) for name in files}

@@ -5,7 +5,7 @@ Pure functions of scenes and a grid; the job spreads them over a cluster and pub
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -40,31 +40,39 @@ class CoregisterConfig:
     """False reprojects only (for scenes that are registered already)."""
 
 
-def common_sensors(scenes: Sequence[Scene]) -> dict[str, Sensor]:
-    """Return the sensors of `scenes`, each with the bands that every one of its scenes has."""
+def common_sensors(scenes: Sequence[Scene], known: dict[str, Sensor]) -> dict[str, Sensor]:
+    """Return the sensors of `scenes`, each with the bands that every one of its scenes has.
+
+    A sensor that the archive knows already keeps the bands it has there.
+    """
     by_sensor: dict[str, list[Scene]] = defaultdict(list)
     for scene in scenes:
         by_sensor[scene.sensor.name].append(scene)
     sensors = {}
     for name, group in by_sensor.items():
         shared = set.intersection(*(set(scene.bands) for scene in group))
+        if name in known:
+            if missing := set(known[name].band_names) - shared:
+                raise InputError(f"scenes of sensor '{name}' lack {sorted(missing)}, which the archive has; use another archive")
+            shared = set(known[name].band_names)
         if not shared:
             raise InputError(f"the scenes of sensor '{name}' have no band in common; pass them as separate sensors")
         sensors[name] = group[0].sensor.select(tuple(shared))
     return sensors
 
 
-def references(scenes: Sequence[Scene], sensor_name: str | None) -> dict[str, Scene | None]:
+def references(scenes: Sequence[Scene], sensor_name: str | None, settled: Collection[str] = ()) -> dict[str, Scene | None]:
     """Return, for each scene id, the scene it is registered to; None for those that stay where they are.
 
-    The earliest scene of the reference sensor over some ground holds; later ones follow it, and other sensors
-    follow the reference scene nearest in time.
+    Scenes whose ids are `settled` come before all others: what is in an archive is not moved by what is added. The
+    earliest scene of the reference sensor over some ground holds; later ones follow it, and other sensors follow the
+    reference scene nearest in time.
     """
     if sensor_name is None:
         optical = [s for s in scenes if s.sensor.quantity.endswith("reflectance")]
         counts = [scene.sensor.name for scene in (optical or scenes)]
         sensor_name = max(sorted(set(counts)), key=counts.count)
-    held = sorted((s for s in scenes if s.sensor.name == sensor_name), key=lambda s: (s.time, s.id))
+    held = sorted((s for s in scenes if s.sensor.name == sensor_name), key=lambda s: (s.id not in settled, s.time, s.id))
     if not held:
         known = ", ".join(sorted({s.sensor.name for s in scenes}))
         raise InputError(f"reference sensor '{sensor_name}' has no scene here (sensors: {known})")
@@ -72,7 +80,7 @@ def references(scenes: Sequence[Scene], sensor_name: str | None) -> dict[str, Sc
     for scene in scenes:
         over = [other for other in held if _overlap(other, scene) > 0]
         if scene.sensor.name == sensor_name:
-            earlier = [other for other in over if (other.time, other.id) < (scene.time, scene.id)]
+            earlier = [other for other in over if held.index(other) < held.index(scene)]
             chosen[scene.id] = earlier[0] if earlier else None
         else:
             chosen[scene.id] = max(over, key=lambda o: (round(_overlap(o, scene), 1), -abs(o.time - scene.time)), default=None)

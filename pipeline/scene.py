@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,17 @@ class Scene:
     cloud_href: str | None
     footprint: Geometry
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `scene_from_dict` makes the same scene of."""
+        return {
+            "id": self.id,
+            "sensor": self.sensor.model_dump(mode="json", exclude_defaults=True),
+            "time": self.time.isoformat(),
+            "assets": [asdict(asset) for asset in self.assets],
+            "cloud_href": self.cloud_href,
+            "footprint": self.footprint.json,
+        }
+
     @property
     def bands(self) -> tuple[str, ...]:
         present = {band for asset in self.assets for band in asset.bands}
@@ -85,6 +96,13 @@ class Scene:
             return np.zeros(geobox.shape, bool)
         classes, has_data = read_on_grid(self.cloud_href, (1,), geobox, None, alignment, categorical=True)
         return (classes[0] > 0) & has_data
+
+
+def scene_from_dict(record: dict[str, Any]) -> Scene:
+    assets = tuple(Asset(**{**asset, "bands": tuple(asset["bands"])}) for asset in record["assets"])
+    sensor = sensor_from_dict(record["sensor"], f"of scene '{record['id']}'")
+    time, footprint = datetime.fromisoformat(record["time"]), Geometry(record["footprint"], "EPSG:4326")
+    return Scene(record["id"], sensor, time, assets, record["cloud_href"], footprint)
 
 
 def scan(folder: str, sensor_name: str | None = None, time: datetime | None = None) -> tuple[list[pystac.Item], dict[str, str]]:

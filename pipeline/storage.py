@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -109,7 +110,9 @@ def staged_folder(url: str) -> Iterator[Path]:
         os.makedirs(os.path.dirname(path), exist_ok=True)
     # Beside its destination where possible, so that publishing is a rename; the dot keeps it out of listings.
     parent = os.path.dirname(path) if local else tempfile.gettempdir()
-    staging = Path(parent) / f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
+    prefix = f".{os.path.basename(path)}.{socket.gethostname()}."
+    _remove_abandoned(Path(parent), prefix)
+    staging = Path(parent) / f"{prefix}{os.getpid()}.{uuid.uuid4().hex[:8]}"
     staging.mkdir()
     try:
         yield staging
@@ -120,6 +123,14 @@ def staged_folder(url: str) -> Iterator[Path]:
             fs.put(str(staging) + "/", path, recursive=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what killed writers of the same folder on this machine left behind."""
+    for left in parent.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).split(".")[0]
+        if not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -133,6 +144,12 @@ def local_copy(url: str) -> Iterator[Path]:
         target = Path(folder) / "copy"
         fs.get(path.rstrip("/") + "/", str(target), recursive=True)
         yield target
+
+
+def size(url: str) -> int:
+    """Return the bytes of all files under `url`."""
+    fs, path = filesystem(url)
+    return int(sum(entry["size"] for entry in fs.find(path, detail=True).values()))
 
 
 def folder_digest(url: str) -> str:

@@ -41,7 +41,7 @@ def test_archive_and_run_on_s3(environment, planet: Path) -> None:
         return json.loads(done.stdout.splitlines()[-1])
 
     archive, run = "s3://earth/archive", "s3://earth/runs/first"
-    made = terraloom("coregister", str(planet / "scenes"), archive, "--register", "False", "--grid.shard-sites", "2")
+    made = terraloom("coregister", str(planet / "scenes"), archive, "--register", "False", "--shard-sites", "2")
     assert made["shards_written"] > 4
     assert terraloom("verify", archive)["tiles"] == made["tiles"]
     options = ["--num-steps", "6", "--checkpoint-every", "3", "--batch-size", "2", "--window-shards", "2"]

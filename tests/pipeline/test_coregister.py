@@ -162,3 +162,31 @@ def test_repaired_scene_is_taken_up_by_the_next_run(planet: Path, tmp_path: Path
     victim.write_bytes(whole)
     assert coregister(str(folder), url, Grid(shard_sites=6), config, None)["refused"] == {}
     assert victim.stem in set(open_archive(url).catalog()["scene"])
+
+
+def test_new_scenes_alone_give_the_archive_of_all_at_once(archive: str, planet: Path, tmp_path: Path, cluster: None) -> None:
+    """Two jobs, the second with the new scenes only: the old stay registered as they are, and the tiles are the same."""
+    content = json.loads((planet / "scenes" / "scenes.json").read_text())
+    features, url = sorted(content["features"], key=lambda f: f["properties"]["datetime"]), str(tmp_path / "archive")
+    kept = {}
+    for number, part in enumerate((features[: len(features) // 2], features[len(features) // 2 :])):
+        catalog = planet / "scenes" / f"part_{number}.json"
+        catalog.write_text(json.dumps({**content, "features": part}))
+        found = coregister(
+            str(catalog), url, Grid(shard_sites=1), CoregisterConfig(reference="sentinel2_l2a"), str(planet / "truth")
+        )
+        assert found["shards_written"] > 0
+        records = {k: v["alignment"] for k, v in open_archive(url).scene_records().items()}
+        assert records.items() >= kept.items()
+        kept = records
+        assert (
+            coregister(str(catalog), url, Grid(shard_sites=1), CoregisterConfig(reference="sentinel2_l2a"), str(planet / "truth"))[
+                "shards_written"
+            ]
+            == 0
+        )
+        catalog.unlink()
+    at_once, in_two = (open_archive(u).catalog().set_index(["site", "sensor", "order"]).sort_index() for u in (archive, url))
+    assert at_once.index.equals(in_two.index)
+    for column in ("scene", "shift_x_m", "shift_y_m", "shard_digest"):
+        assert (at_once[column] == in_two[column]).all()
