@@ -17,7 +17,7 @@ def connect(address: str | None = None) -> None:
     # imports) every time, which took half of the training's speed on two cores.
     local = {"num_workers_soft_limit": 16, "idle_worker_killing_time_threshold_ms": 600_000}
     ray.init(
-        address=address,
+        address=address or "local",  # None would join whatever cluster 'ray start' left running on this machine
         _system_config=local if address is None else None,
         include_dashboard=False if address is None else None,
         logging_level=logging.ERROR,

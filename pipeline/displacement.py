@@ -11,8 +11,10 @@ from scipy.spatial import cKDTree
 
 from pipeline.matching import Points
 
-SAMPLES = 300
-"""Random triples of windows tried as an affine."""
+SAMPLES = 200
+"""Random triples of windows tried as an affine, and single windows tried as a shift."""
+MAX_JUDGES = 400
+"""Windows that hypotheses are tried on."""
 TOLERANCE_PX = 1.0
 """A window that far from a hypothesis neither supports nor refutes it."""
 NEIGHBOURS = 8
@@ -70,13 +72,20 @@ def constant(shift: np.ndarray) -> Field:
     return Field(np.zeros(2), np.stack([shift, np.zeros(2), np.zeros(2)]))
 
 
-def fit(points: Points, size_px: int, spacing_px: int, generator: np.random.Generator) -> Fit | None:
-    """Return the displacement that most windows of `size_px`, `spacing_px` apart, agree on; None where no three do."""
+def fit(
+    points: Points, size_px: int, spacing_px: int, generator: np.random.Generator, reaches: tuple[float, ...] = REACHES_SPACINGS
+) -> Fit | None:
+    """Return the displacement that most windows of `size_px`, `spacing_px` apart, agree on; None where no three do.
+
+    `reaches` are the widths of local fields to try, in spacings; none: only a shift or an affine.
+    """
     if len(points) < 3:
         return None
     origin = points.centre.mean(axis=0)
     design, weight = _design(points.centre, origin), np.clip(points.height, 0, 20)
-    best = max(_hypotheses(design, points.shift, weight, generator), key=lambda c: _support(design @ c, points.shift, weight))
+    judges = generator.permutation(len(points))[:MAX_JUDGES]
+    seen = design[judges], points.shift[judges], weight[judges]
+    best = max(_hypotheses(*seen, generator), key=lambda c: _support(seen[0] @ c, *seen[1:]))
     is_inlier = _supporters(design, points.shift, weight, best) | _agrees_with_neighbours(points)
     if is_inlier.sum() < 3:
         return None
@@ -85,7 +94,7 @@ def fit(points: Points, size_px: int, spacing_px: int, generator: np.random.Gene
     if is_inlier.sum() >= 12:
         candidates.append(_affine(inner, kept, origin))
     if is_inlier.sum() >= 24:
-        candidates += [_local(inner, kept, origin, size_px, reach * spacing_px) for reach in REACHES_SPACINGS]
+        candidates += [_local(inner, kept, origin, size_px, reach * spacing_px) for reach in reaches]
     # Windows that overlap are no independent witnesses.
     witnesses = len(inner) * min(1.0, (spacing_px / size_px) ** 2)
     chosen, error = candidates[0]
@@ -104,9 +113,9 @@ def _hypotheses(design: np.ndarray, shift: np.ndarray, weight: np.ndarray, gener
     constants = [np.stack([s, np.zeros(2), np.zeros(2)]) for s in shift[np.argsort(-weight)[:SAMPLES]]]
     share = weight / weight.sum() if weight.sum() else None
     drawn = generator.choice(len(shift), size=(SAMPLES, 3), p=share)
-    affines = []
+    affines, smallest = [], 1e-3 * np.ptp(design[:, 1:], axis=0).prod()
     for triple in drawn:
-        if len(set(triple.tolist())) == 3 and abs(np.linalg.det(design[triple])) > 1e-3 * np.ptp(design[:, 1:], axis=0).prod():
+        if len(set(triple.tolist())) == 3 and abs(np.linalg.det(design[triple])) > smallest:
             coefficients = np.linalg.solve(design[triple], shift[triple])
             if np.abs(coefficients[1:]).max() <= MAX_STRETCH:
                 affines.append(coefficients)

@@ -25,7 +25,7 @@ COARSE_WINDOW_PX = 256
 COARSE_SHIFT_PX = 24
 """Pixels are averaged down until the largest shift searched for is this small."""
 MAX_COARSE_WINDOWS = 64
-MAX_POINTS = 2500
+MAX_POINTS = 1200
 MIN_VALID = 0.02
 MIN_CONFIDENCE = 0.7
 STRETCHES = tuple(1.05**k for k in range(-7, 8))
@@ -152,7 +152,7 @@ def tie_points(
         return nothing
     fixed, moved = describe(reference, reference_valid, SIGMA_PX), describe(moving, moving_valid, SIGMA_PX)
     points = _measure(fixed, moved, centres, constant(coarse.shift_px), size)
-    agreed = fit(points, size, spacing_px, np.random.default_rng(0))
+    agreed = fit(points, size, spacing_px, np.random.default_rng(0), reaches=())
     if agreed is None or np.abs(agreed.field.at(centres) - coarse.shift_px).max() < 1:
         return points
     return _measure(fixed, moved, centres, agreed.field, size)

@@ -8,7 +8,9 @@ from odc.geo.geobox import GeoBox
 from rasterio.features import rasterize
 from scipy import ndimage
 
-from pipeline.coregister import register_scene
+from pipeline.alignment import UNMOVED, Alignment
+from pipeline.coregister import Comparison, register_scene
+from pipeline.displacement import constant
 from pipeline.errors import InputError
 from pipeline.planet import BARE, BROADLEAF, CONIFER, WATER
 from pipeline.raster import read_on_grid
@@ -77,12 +79,15 @@ def classes_under(planet: Path, found: Scene) -> tuple[np.ndarray, GeoBox]:
         geobox = GeoBox(source.shape, source.transform, str(source.crs))
     before, after = sorted((planet / "truth").glob("landcover_*.tif"))
     moved = truth_of(planet)[found.id]
+    with rasterio.open(before) as source:
+        truth_grid = GeoBox(source.shape, source.transform, str(source.crs))
+    back_px = np.array([-moved["shift_y_m"], moved["shift_x_m"]]) / truth_grid.resolution.x
     classes, is_inside = read_on_grid(
         str(before if found.time.timetuple().tm_yday < CHANGE_DAY else after),
         (1,),
         geobox,
         255,
-        (-moved["shift_x_m"], -moved["shift_y_m"]),
+        Alignment(1.0, "truth", constant(back_px), truth_grid),
         categorical=True,
     )
     return np.where(is_inside, classes[0], 255), geobox
@@ -100,10 +105,12 @@ def test_injected_shift_is_really_there(index: int, planet: Path) -> None:
     first, *others = scenes_of(planet, "sentinel2_l2a")
     truth, moved = truth_of(planet), others[index - 1]
     expected = [truth[moved.id][f"shift_{axis}_m"] - truth[first.id][f"shift_{axis}_m"] for axis in "xy"]
-    found = register_scene(moved, first, (0.0, 0.0), 60.0)
+    comparison = Comparison(moved, first, UNMOVED, 60.0)
+    found = register_scene(comparison, lambda measure, blocks, coarse: [measure(block, coarse) for block in blocks])
     assert np.hypot(*expected) > 3
-    assert np.hypot(*np.subtract(found.shift_m, expected)) < 2, found
-    assert found.confidence > 0.5
+    centre = comparison.grid.extent.centroid.coords[0]
+    assert found.at(*centre, comparison.grid.crs).shift_m == pytest.approx(expected, abs=1), found
+    assert found.confidence > 0.9
 
 
 @pytest.mark.parametrize("index", [0, 1])
