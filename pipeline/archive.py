@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import zarr
 from shapely.geometry.base import BaseGeometry
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning
 
 from pipeline import reader, storage
@@ -25,7 +25,7 @@ from pipeline.grid import Grid
 from pipeline.registration import REFERENCE, Registration
 from pipeline.sensors import Sensor, sensor_from_dict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: a crc32c after every tile, shards carry their catalog rows and statistics
 INDEX = "archive.json"
 
 
@@ -175,9 +175,10 @@ def _write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tup
         chunks=(1, *data.shape[1:]),
         shards=data.shape,
         dtype=data.dtype,
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=data.dtype.itemsize)],
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=data.dtype.itemsize), Crc32cCodec()],
         dimension_names=dimensions,
         attributes=attributes,
+        config={"write_empty_chunks": True},  # every tile has its checksum, also one of zeros
     )
     array[:] = data
 

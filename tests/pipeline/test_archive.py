@@ -33,7 +33,7 @@ def make_tiles(num_sites: int, seed: int = 0, sensor: str = "sentinel1_grd") -> 
     for index in range(num_sites):
         pixels = rng.integers(-3000, -500, shape).astype(definition.dtype)
         if index == 1:
-            pixels[:] = 0  # zarr leaves such a chunk out
+            pixels[:] = 0  # zarr would leave such a chunk out
         is_valid = rng.random(shape[1:]) > 0.2
         tiles.append(
             Tile(sensor, f"site_{index}", pixels, is_valid, datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=index), 0, "scene")
@@ -126,7 +126,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         create_archive(str(tmp_path), GRID, {}, {})
     index = tmp_path / "a" / "archive.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))
-    with pytest.raises(InputError, match="schema version 2, this program reads version 1"):
+    with pytest.raises(InputError, match="schema version 3, this program reads version 2"):
         open_archive(str(tmp_path / "a"))
     with pytest.raises(InputError, match="not a plain name"):
         make_archive(tmp_path / "b").shard_url("../../etc/passwd")
