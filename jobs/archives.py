@@ -1,55 +1,65 @@
-"""What every job that fills an archive does at its end: statistics of the train split, and proof by `verify`."""
+"""What every job that fills an archive does at its end: statistics of the train split; and proof by `verify`."""
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import ray
 
 from jobs.progress import gather
 from pipeline import storage
-from pipeline.archive import Archive, open_archive
+from pipeline.archive import NUM_READERS, Archive, open_archive
 from pipeline.errors import InputError
-from pipeline.statistics import Moments, shard_moments, summarise
+from pipeline.sensors import Sensor
+from pipeline.statistics import SensorStatistics, summarise
 
 TASK_CPUS = 1
 
 
-@ray.remote(num_cpus=TASK_CPUS)
-def _moments(archive: Archive, shard: str, sensor: str, num_tiles: int) -> Moments | None:
-    return shard_moments(archive, shard, sensor, num_tiles)
-
-
 def write_statistics(archive: Archive) -> None:
-    """Compute statistics.json over the train split, one task per shard and sensor."""
-    catalog = archive.catalog()
-    counts = catalog[catalog["split"] == "train"].groupby(["shard", "sensor"]).size()
-    tasks = {_moments.remote(archive, shard, sensor, int(n)): (shard, sensor) for (shard, sensor), n in counts.items()}
-    found = {key: moments for key, moments in gather(tasks, "statistics") if moments is not None}
-    totals: dict[str, Moments] = {}
-    for (_, sensor), moments in sorted(found.items()):  # in one order, so that sums are the same every time
-        totals[sensor] = totals[sensor].merge(moments) if sensor in totals else moments
-    content = {name: summarise(moments, archive.sensors[name].band_names) for name, moments in totals.items()}
-    storage.write_json(storage.join(archive.url, "statistics.json"), {"split": "train", "sensors": content})
+    """Bring statistics.json up to the archive's content, from what the shards say of themselves.
+
+    The content is looked at again after writing, so whichever of several jobs writes last leaves what is true.
+    """
+    url = storage.join(archive.url, "statistics.json")
+    while not storage.exists(url) or storage.read_json(url).get("archive_digest") != archive.digest():
+        try:
+            storage.write_json(url, _statistics(archive))
+        except FileNotFoundError:  # another job is writing one of the shards anew
+            continue
+
+
+def _statistics(archive: Archive) -> dict[str, Any]:
+    digest, catalog = archive.digest(), archive.catalog()
+    shards = sorted(catalog.loc[catalog["split"] == "train", "shard"].unique())
+    totals: dict[str, SensorStatistics] = {}
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        for part in pool.map(archive.shard_statistics, shards):  # in one order, so that sums are the same every time
+            for name, found in part.items():
+                totals[name] = totals[name].merge(found) if name in totals else found
+    sensors = {name: summarise(found, archive.sensors[name]) for name, found in sorted(totals.items()) if found.count}
+    return {"split": "train", "archive_digest": digest, "sensors": sensors}
 
 
 @ray.remote(num_cpus=TASK_CPUS)
-def _check(archive: Archive, shard: str, rows: Any) -> list[str]:
+def _check(archive: Archive, shard: str, rows: pd.DataFrame) -> list[str]:
     faults = []
-    url = archive.shard_url(shard)
-    if not storage.exists(url):
-        return [f"{shard}: the catalog names it, it is not there"]
-    if storage.folder_digest(url) != rows["shard_digest"].iloc[0]:
-        faults.append(f"{shard}: checksum differs from the catalog's")
+    try:
+        if not archive.is_as_published(shard, archive.whole_rows(shard)):
+            faults.append(f"{shard}: its catalog part is not what it was published with")
+    except InputError as error:
+        faults.append(str(error))
     for name, group in rows.groupby("sensor"):
-        sensor = archive.sensors.get(name)
+        sensor = archive.sensors.get(str(name))
         if sensor is None:
-            faults.append(f"{shard}: sensor '{name}' is not in archive.json")
+            faults.append(f"{shard}: sensor '{name}' is not in the archive's sensors")
             continue
         if sorted(group["row"]) != list(range(len(group))):
             faults.append(f"{shard}: rows of {name} in the catalog are not 0 … {len(group) - 1}")
         try:
-            stored, is_valid = archive.read(shard, name, np.arange(len(group)))
+            stored, is_valid = archive.read(shard, sensor.name, np.arange(len(group)))
         except Exception as error:  # whatever a damaged file makes the decoder say is the finding
             faults.append(f"{shard}: {name} cannot be read ({type(error).__name__}: {error})")
             continue
@@ -59,7 +69,7 @@ def _check(archive: Archive, shard: str, rows: Any) -> list[str]:
     return faults
 
 
-def _range_faults(sensor: Any, stored: np.ndarray, is_valid: np.ndarray) -> list[str]:
+def _range_faults(sensor: Sensor, stored: np.ndarray, is_valid: np.ndarray) -> list[str]:
     physical = sensor.to_physical(stored).transpose(1, 0, 2, 3)
     low, high = sensor.valid_range
     faults = []
@@ -77,14 +87,24 @@ def verify(url: str) -> dict[str, Any]:
     shared = ray.put(archive)
     tasks = {_check.remote(shared, str(shard), rows): shard for shard, rows in catalog.groupby("shard")}
     faults = [fault for _, found in gather(tasks, "verify") for fault in found]
-    archive.read_statistics()
-    orphans = set(storage.names(storage.join(url, "shards"))) - {f"{shard}.zarr" for shard in catalog["shard"]}
+    twice = int(catalog.duplicated(["site", "sensor", "scene"]).sum())
+    if twice:
+        faults.append(f"{twice} tiles are in the catalog twice")
+    if not faults and archive.read_statistics() != _statistics(archive):
+        faults.append("statistics.json is not that of the train split")
     if faults:
         shown = "; ".join(sorted(faults)[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise InputError(
-            f"archive '{url}' has {len(faults)} faults: {shown}; remove the catalog parts of these shards and run the job again"
+            f"archive '{url}' has {len(faults)} faults: {shown}; run 'terraloom repair {url}' and then the jobs that wrote it again"
         )
-    return {"archive": archive.url, "faults": 0, "unpublished_shards": len(orphans), **inventory(archive)}
+    unpublished = set(storage.names(storage.join(url, "shards"))) - {f"{shard}.zarr" for shard in catalog["shard"]}
+    return {
+        "archive": archive.url,
+        "digest": archive.digest(),
+        "faults": 0,
+        "unpublished_shards": len(unpublished),
+        **inventory(archive),
+    }
 
 
 def inventory(archive: Archive) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import difflib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import tyro
@@ -24,6 +24,8 @@ USAGE = """usage: terraloom JOB ... [--json]
   coregister SCENES ARCHIVE                    register scenes to each other and cut them into an archive
   ingest     LAYOUT FOLDER ARCHIVE             put ready-made chips into an archive
   verify     ARCHIVE                           prove an archive's checksums, counts and value ranges
+  inspect    ARCHIVE                           say what is in an archive
+  repair     ARCHIVE                           make its catalog anew from whole shards, list what is lost
   pretrain   RECIPE ARCHIVE RUN                train a foundation model
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
   evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
@@ -64,6 +66,10 @@ class GridOptions:
     """Side of a site, metres."""
     shard_sites: int = 4
     """Sites along one side of a shard."""
+    block_shards: int = 1
+    """Shards along one side of a block; a block is in one split."""
+    gap_sites: int = 0
+    """So many sites deep, val and test sites that border on another split are in none."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,20 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Inspect:
+    """Say what is in an archive: sensors, dates, splits, labels, sizes, registration, missing pairs."""
+
+    archive: Positional[str]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Make an archive's catalog anew from its whole shards, hide damaged ones and list them, clear up after killed jobs."""
+
+    archive: Positional[str]
+
+
+@dataclass(frozen=True)
 class Report:
     """Write one static HTML page about one or several runs."""
 
@@ -139,7 +159,7 @@ def _coregister(arguments: list[str]) -> dict[str, Any]:
 
     options = _parse(Coregister, arguments, "coregister")
     config = CoregisterConfig(options.reference, options.max_shift_m, options.min_valid_fraction, options.register)
-    grid = Grid(options.grid.site_size_m, options.grid.shard_sites)
+    grid = Grid(**asdict(options.grid))
     connect()
     return coregister(options.scenes, options.archive, grid, config, options.labels)
 
@@ -153,7 +173,7 @@ def _ingest(arguments: list[str]) -> dict[str, Any]:
     options = _parse(Ingest, arguments, "ingest")
     load_layout(options.layout).places(options.folder)
     connect()
-    return ingest(options.layout, options.folder, options.archive, Grid(options.grid.site_size_m, options.grid.shard_sites))
+    return ingest(options.layout, options.folder, options.archive, Grid(**asdict(options.grid)))
 
 
 def _verify(arguments: list[str]) -> dict[str, Any]:
@@ -165,6 +185,23 @@ def _verify(arguments: list[str]) -> dict[str, Any]:
     open_archive(options.archive).catalog()
     connect()
     return verify(options.archive)
+
+
+def _inspect(arguments: list[str]) -> dict[str, Any]:
+    from jobs.inspect import inspect
+
+    return inspect(_parse(Inspect, arguments, "inspect").archive)
+
+
+def _repair(arguments: list[str]) -> dict[str, Any]:
+    from cluster.connect import connect
+    from jobs.repair import repair
+    from pipeline.archive import open_archive
+
+    options = _parse(Repair, arguments, "repair")
+    open_archive(options.archive)
+    connect()
+    return repair(options.archive)
 
 
 def _pretrain(arguments: list[str]) -> dict[str, Any]:
@@ -258,6 +295,8 @@ JOBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "coregister": _coregister,
     "ingest": _ingest,
     "verify": _verify,
+    "inspect": _inspect,
+    "repair": _repair,
     "pretrain": _pretrain,
     "distill": _distill,
     "evaluate": _evaluate,

@@ -1,14 +1,19 @@
 """The archive: write-once Zarr v3 shards plus a GeoParquet catalog, as `docs/design.md` section 3.4 lays it out.
 
-Decides what is on disk and when it counts: a shard exists for readers once its catalog part names it. What goes into
-a tile is decided by `coregister` and `ingest`; fast decoding is `reader`'s.
+Decides what is on disk and when it counts: a shard exists for readers once its catalog part names it. A shard carries
+its own catalog rows and statistics, so that both can be had again from it. What goes into a tile is decided by
+`coregister` and `ingest`; fast decoding is `reader`'s.
 """
 
+import hashlib
 import io
 import json
 import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -24,9 +29,13 @@ from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.registration import REFERENCE, Registration
 from pipeline.sensors import Sensor, sensor_from_dict
+from pipeline.statistics import SensorStatistics, read_table, statistics_of, write_table
 
 SCHEMA_VERSION = 2  # 2: a crc32c after every tile, shards carry their catalog rows and statistics
 INDEX = "archive.json"
+ROWS = "catalog.parquet"
+STATISTICS = "statistics.parquet"
+NUM_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -80,52 +89,112 @@ class Archive:
 
     def catalog(self) -> gpd.GeoDataFrame:
         """Return one row per tile, ordered by shard, sensor and row."""
-        parts = [self._read_part(shard) for shard in self.published()]
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            parts = [part for part in pool.map(self._read_part, self.published()) if part is not None]
         if not parts:
             raise InputError(f"archive '{self.url}' has no tiles; fill it with 'terraloom coregister' or 'terraloom ingest'")
         table = pd.concat(parts, ignore_index=True)
         return table.sort_values(["shard", "sensor", "row"], ignore_index=True)
 
-    def _read_part(self, shard: str) -> gpd.GeoDataFrame:
-        content = storage.read_bytes(storage.join(self.url, "catalog", f"{shard}.parquet"))
-        return gpd.read_parquet(io.BytesIO(content))
+    def _read_part(self, shard: str) -> gpd.GeoDataFrame | None:
+        """Return the catalog part of a shard; None where a job that writes it again has just taken it away."""
+        try:
+            return gpd.read_parquet(io.BytesIO(storage.read_bytes(self._part_url(shard))))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"catalog part of shard '{shard}' is damaged ({error}); run 'terraloom repair {self.url}'") from None
+
+    def _part_url(self, shard: str) -> str:
+        return storage.join(self.url, "catalog", f"{shard}.parquet")
 
     def shard_url(self, shard: str) -> str:
-        if not shard.replace("_", "").replace("-", "").isalnum():
-            raise InputError(f"shard id '{shard}' in the catalog of '{self.url}' is not a plain name")
-        return storage.join(self.url, "shards", f"{shard}.zarr")
+        return storage.join(self.url, "shards", _plain(shard, f"shard id in the catalog of '{self.url}'") + ".zarr")
 
     def read(self, shard: str, sensor: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return stored pixels (row, band, y, x) and validity (row, y, x) of tiles `rows` of one sensor in one shard."""
         root = storage.join(self.shard_url(shard), sensor)
         return reader.read_rows(storage.join(root, "pixels"), rows), reader.read_rows(storage.join(root, "valid"), rows)
 
-    def inputs_of(self, shard: str) -> str | None:
-        """Return what `publish` was told the shard was made from; None where it is not published."""
-        part = storage.join(self.url, "catalog", f"{shard}.parquet")
-        return str(self._read_part(shard)["inputs"].iloc[0]) if storage.exists(part) else None
+    def inputs(self) -> dict[str, str]:
+        """Return {shard: what `publish` was told it was made from} of the published shards."""
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            parts = list(pool.map(self._read_part, self.published()))
+        return {str(part["shard"].iloc[0]): str(part["inputs"].iloc[0]) for part in parts if part is not None}
 
-    def publish(self, shard: str, split: str, tiles: list[Tile], inputs: str) -> int:
+    def publish(self, shard: str, split: str | Mapping[str, str], tiles: list[Tile], inputs: str) -> int:
         """Write `tiles` as one shard and make it visible; return the number of tiles.
 
-        `inputs` is a digest of what the shard was made from, so that a later job knows what is up to date.
+        `split` is that of all tiles, or of each site. `inputs` is a digest of what the shard was made from, so that a
+        later job knows what is up to date.
 
         Until the catalog part is there nobody reads the shard, so a writer killed at any point leaves nothing behind
-        that counts. Publishing a shard again replaces it.
+        that counts. Publishing a shard again replaces it; publishing no tiles takes it away.
         """
-        part = storage.join(self.url, "catalog", f"{shard}.parquet")
-        storage.remove(part)
+        if not tiles:
+            self.withdraw(shard)
+            return 0
         with storage.staged_folder(self.shard_url(shard)) as folder:
-            rows = _write_shard(str(folder), tiles, self.sensors, self.grid)
+            rows = _write_shard(folder, tiles, self.sensors, self.grid)
             digest = storage.folder_digest(str(folder))
-        for row in rows:
-            row |= {"shard": shard, "split": split, "shard_digest": digest, "inputs": inputs}
-        frame = gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
-        frame["time"] = pd.to_datetime(frame["time"], utc=True)
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer)
-        storage.write_bytes(part, buffer.getvalue())
+            for row in rows:
+                row |= {"shard": shard, "split": split if isinstance(split, str) else split[row["site"]]}
+                row |= {"shard_digest": digest, "inputs": inputs}
+            content = _part_content(rows)
+            (folder / ROWS).write_bytes(content)
+            self.hide(shard)
+        storage.write_bytes(self._part_url(shard), content)
         return len(rows)
+
+    def withdraw(self, shard: str) -> None:
+        """Take a shard out of the archive: first from readers' sight, then from the store."""
+        self.hide(shard)
+        storage.remove(self.shard_url(shard))
+
+    def whole_rows(self, shard: str) -> bytes:
+        """Return the catalog part that a shard carries in itself; InputError unless its every byte is as it was written."""
+        url = self.shard_url(shard)
+        try:
+            content = storage.read_bytes(storage.join(url, ROWS))
+        except FileNotFoundError:
+            raise InputError(f"{shard}: was never finished, or is not there") from None
+        try:
+            stated = gpd.read_parquet(io.BytesIO(content))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{shard}: its own catalog rows are damaged ({error})") from None
+        if (stated["shard"] != shard).any() or (stated["shard_digest"] != storage.folder_digest(url, without=ROWS)).any():
+            raise InputError(f"{shard}: checksum differs from the one it was published with")
+        return content
+
+    def republish(self, shard: str) -> bool:
+        """Publish what a shard says of itself; return whether that was not so before. A damaged shard is an InputError."""
+        content = self.whole_rows(shard)
+        if self.is_as_published(shard, content):
+            return False
+        storage.write_bytes(self._part_url(shard), content)
+        return True
+
+    def is_as_published(self, shard: str, rows: bytes) -> bool:
+        """Return whether the catalog part of a shard is `rows`, byte by byte."""
+        return storage.exists(self._part_url(shard)) and storage.read_bytes(self._part_url(shard)) == rows
+
+    def hide(self, shard: str) -> None:
+        """Take a shard out of readers' sight."""
+        storage.remove(self._part_url(shard))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that the archive holds: catalog rows and, through them, the bytes of the shards.
+
+        It depends neither on the order of publishing nor on where the scenes lay.
+        """
+        rows = self.catalog().drop(columns="inputs")
+        table = pd.DataFrame(rows.assign(geometry=rows.geometry.to_wkb(hex=True)))
+        text = table[sorted(table.columns)].to_json(orient="records", double_precision=15, date_format="iso", date_unit="us")
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def shard_statistics(self, shard: str) -> dict[str, SensorStatistics]:
+        """Return the statistics of one shard's valid pixels, by sensor, as they were when it was written."""
+        return read_table(storage.read_bytes(storage.join(self.shard_url(shard), STATISTICS)))
 
     def read_statistics(self) -> dict[str, Any]:
         """Return `statistics.json`: per sensor and band over valid pixels of the train split, in physical units."""
@@ -135,14 +204,24 @@ class Archive:
         return storage.read_json(url)
 
 
-def _write_shard(folder: str, tiles: list[Tile], sensors: dict[str, Sensor], grid: Grid) -> list[dict[str, Any]]:
-    group = zarr.open_group(folder, mode="w", zarr_format=3)
-    rows = []
+def _write_shard(folder: Path, tiles: list[Tile], sensors: dict[str, Sensor], grid: Grid) -> list[dict[str, Any]]:
+    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
+    rows, statistics = [], {}
     for name in sorted({tile.sensor for tile in tiles}):
         chosen, sensor = [tile for tile in tiles if tile.sensor == name], sensors[name]
         _write_sensor(group.create_group(name), chosen, sensor, grid)
         rows += [_row(tile, index) for index, tile in enumerate(chosen)]
+        statistics[name] = statistics_of(sensor, ((tile.pixels, tile.is_valid) for tile in chosen))
+    (folder / STATISTICS).write_bytes(write_table(statistics))
     return rows
+
+
+def _part_content(rows: list[dict[str, Any]]) -> bytes:
+    frame = gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
+    frame["time"] = pd.to_datetime(frame["time"], utc=True)
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer)
+    return buffer.getvalue()
 
 
 def _write_sensor(group: zarr.Group, tiles: list[Tile], sensor: Sensor, grid: Grid) -> None:
@@ -204,10 +283,14 @@ def _row(tile: Tile, index: int) -> dict[str, Any]:
     }
 
 
+def is_archive(url: str) -> bool:
+    return storage.exists(storage.join(url, INDEX))
+
+
 def open_archive(url: str) -> Archive:
     """Open an existing archive; refuses another schema version."""
     index = storage.join(url, INDEX)
-    if not storage.exists(index):
+    if not is_archive(url):
         raise InputError(f"no archive at '{url}' ({INDEX} is missing); make one with 'terraloom coregister' or 'terraloom ingest'")
     content = storage.read_json(index)
     version = content.get("schema_version")
@@ -216,36 +299,47 @@ def open_archive(url: str) -> Archive:
             f"archive '{url}' has schema version {version}, this program reads version {SCHEMA_VERSION}; "
             "make the archive anew or use the Terraloom that wrote it"
         )
-    sensors = {name: sensor_from_dict(definition, f"{index}: {name}") for name, definition in content["sensors"].items()}
-    labels = {name: Label(**{**spec, "classes": tuple(spec["classes"])}) for name, spec in content["labels"].items()}
+    sensors = {name: sensor_from_dict(spec, f"{name} of '{url}'") for name, spec in _read_definitions(url, "sensors").items()}
+    labels = {n: Label(**{**spec, "classes": tuple(spec["classes"])}) for n, spec in _read_definitions(url, "labels").items()}
     return Archive(storage.absolute(url), Grid(**content["grid"]), sensors, labels)
+
+
+def _read_definitions(url: str, kind: str) -> dict[str, Any]:
+    folder = storage.join(url, kind)
+    return {
+        n.removesuffix(".json"): storage.read_json(storage.join(folder, n)) for n in storage.names(folder) if n.endswith(".json")
+    }
 
 
 def create_archive(url: str, grid: Grid, sensors: dict[str, Sensor], labels: dict[str, Label]) -> Archive:
     """Open the archive at `url`, or begin one, and make it hold `sensors` and `labels` too.
 
-    The grid, and the definition of a sensor or label that is already there, cannot change.
+    The grid, and the definition of a sensor or label that is already there, cannot change. Each definition is a file
+    of its own that is created once, so jobs that add to one archive at the same time lose nothing.
     """
-    archive = Archive(storage.absolute(url), grid, {}, {})
-    if storage.exists(storage.join(url, INDEX)):
-        archive = open_archive(url)
-        if archive.grid != grid:
-            raise InputError(f"archive '{url}' has {archive.grid}, this job asks for {grid}; use the archive's or another folder")
-    elif storage.names(url):
+    index = storage.join(url, INDEX)
+    begun = [name for name in storage.names(url) if not name.startswith(".")]  # a dot: another job is beginning it just now
+    if begun and not is_archive(url):
         raise InputError(f"'{url}' is not empty and not an archive; give a new or an archive folder")
-    for kind, present, wanted in (("sensor", archive.sensors, sensors), ("label", archive.labels, labels)):
-        for name, definition in wanted.items():
-            if name in present and present[name] != definition:
-                raise InputError(f"{kind} '{name}' is defined otherwise in archive '{url}'; use another archive or name")
     for sensor in sensors.values():
         sensor.tile_shape(grid.site_size_m)
-    archive.sensors = {**archive.sensors, **sensors}
-    archive.labels = {**archive.labels, **labels}
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "grid": asdict(grid),
-        "sensors": {n: s.model_dump(mode="json", exclude_defaults=True) for n, s in archive.sensors.items()},
-        "labels": {n: asdict(label) for n, label in archive.labels.items()},
-    }
-    storage.write_json(storage.join(url, INDEX), content)
+    storage.create_bytes(index, storage.json_bytes({"schema_version": SCHEMA_VERSION, "grid": asdict(grid)}))
+    archive = open_archive(url)
+    if archive.grid != grid:
+        raise InputError(f"archive '{url}' has {archive.grid}, this job asks for {grid}; use the archive's or another folder")
+    specs = {("sensors", name): sensor.model_dump(mode="json", exclude_defaults=True) for name, sensor in sensors.items()}
+    specs |= {("labels", name): asdict(label) for name, label in labels.items()}
+    for (folder, name), spec in specs.items():
+        storage.create_bytes(storage.join(url, folder, f"{_plain(name, f'name in {folder}')}.json"), storage.json_bytes(spec))
+    archive = open_archive(url)
+    for kind, present, wanted in (("sensor", archive.sensors, sensors), ("label", archive.labels, labels)):
+        for name, definition in wanted.items():
+            if present[name] != definition:
+                raise InputError(f"{kind} '{name}' is defined otherwise in archive '{url}'; use another archive or name")
     return archive
+
+
+def _plain(name: str, what: str) -> str:
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise InputError(f"{what} is '{name}', not a plain name; use letters, digits, _ and -")
+    return name

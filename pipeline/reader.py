@@ -54,5 +54,7 @@ def _layout(array_url: str) -> tuple[tuple[int, ...], np.dtype]:
     if codec["name"] != "sharding_indexed" or tuple(outer) != shape:
         raise InputError(f"'{array_url}' is not one sharded chunk; {expected}")
     if tuple(inner) != (1, *shape[1:]) or chain != ["bytes", "blosc", "crc32c"]:
-        raise InputError(f"'{array_url}' has inner chunks {inner} of {chain}, expected one tile of bytes, blosc, crc32c; {expected}")
+        raise InputError(
+            f"'{array_url}' has inner chunks {inner} of {chain}, expected one tile of bytes, blosc, crc32c; {expected}"
+        )
     return shape, dtype

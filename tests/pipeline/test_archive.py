@@ -20,7 +20,6 @@ from pipeline.chips import split_places
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.sensors import load_sensor
-from pipeline.statistics import shard_moments, summarise
 
 GRID = Grid()
 
@@ -67,8 +66,7 @@ def test_shard_without_catalog_part_is_invisible(tmp_path: Path) -> None:
     (tmp_path / "a" / "catalog" / "s_1.parquet").unlink()
     assert archive.published() == ["s_0"]
     assert set(archive.catalog()["shard"]) == {"s_0"}
-    assert archive.inputs_of("s_0") == "inputs"
-    assert archive.inputs_of("s_1") is None
+    assert archive.inputs() == {"s_0": "inputs"}
 
 
 def test_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
@@ -93,24 +91,6 @@ def test_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
         expected = make_tiles(16, int(str(shard).split("_")[1]))
         assert np.array_equal(stored, np.stack([t.pixels for t in expected]))
         assert np.array_equal(is_valid, np.stack([t.is_valid for t in expected]))
-
-
-def test_statistics_equal_numpy_over_valid_pixels(tmp_path: Path) -> None:
-    archive, tiles = make_archive(tmp_path / "a"), [t for i, t in enumerate(make_tiles(40)) if i != 1]
-    archive.publish("s_0", "train", tiles[:30], "i")
-    archive.publish("s_1", "train", tiles[30:], "i")
-    first, second = shard_moments(archive, "s_0", "sentinel1_grd", 30), shard_moments(archive, "s_1", "sentinel1_grd", 9)
-    assert first is not None
-    assert second is not None
-    found = summarise(first.merge(second), ("VV", "VH"))
-    pixels = np.concatenate([t.pixels[:, t.is_valid] for t in tiles], axis=1) * 0.01
-    np.testing.assert_allclose(found["mean"], pixels.mean(axis=1), rtol=1e-4)
-    np.testing.assert_allclose(found["std"], pixels.std(axis=1), rtol=1e-5)
-    within = (
-        np.sqrt(np.sum([t.pixels[:, t.is_valid].var(axis=1) * t.is_valid.sum() for t in tiles], axis=0) / pixels.shape[1]) * 0.01
-    )
-    np.testing.assert_allclose(found["std_within_tile"], within, rtol=1e-5)
-    assert found["count"] == pixels.shape[1]
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
@@ -158,7 +138,7 @@ def test_publishing_again_replaces_the_shard(tmp_path: Path) -> None:
     archive.publish("s_0", "train", make_tiles(5), "old")
     archive.publish("s_0", "train", make_tiles(2, seed=9), "new")
     assert len(archive.catalog()) == 2
-    assert archive.inputs_of("s_0") == "new"
+    assert archive.inputs() == {"s_0": "new"}
     assert np.array_equal(archive.read("s_0", "sentinel1_grd", np.array([0]))[0][0], make_tiles(2, seed=9)[0].pixels)
 
 

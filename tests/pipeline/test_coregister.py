@@ -15,7 +15,7 @@ from pipeline.alignment import alignment_from_dict
 from pipeline.archive import open_archive
 from pipeline.coregister import CoregisterConfig
 from pipeline.errors import InputError
-from pipeline.grid import Grid, ShardCell, split_of
+from pipeline.grid import Grid, Site
 from pipeline.scene import read_scenes
 from pipeline.simulate import CHANGE_DAY
 
@@ -97,7 +97,7 @@ def test_dates_of_a_site_are_ranked_and_split_with_their_shard(archive: str) -> 
     assert (catalog.groupby("site")["split"].nunique() == 1).all()
     for shard, split in catalog.drop_duplicates("shard")[["shard", "split"]].itertuples(index=False):
         zone, column, row = shard.split("_")
-        assert split == split_of(ShardCell(zone, int(column), int(row)))
+        assert split == Grid(shard_sites=1).split_of(Site(zone, int(column), int(row)))
 
 
 def test_again_writes_nothing_and_a_lost_part_only_itself(planet: Path, tmp_path: Path, cluster: None) -> None:
