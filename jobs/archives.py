@@ -39,7 +39,8 @@ def _statistics(archive: Archive) -> dict[str, Any]:
         for part in pool.map(archive.shard_statistics, shards):  # in one order, so that sums are the same every time
             for name, found in part.items():
                 totals[name] = totals[name].merge(found) if name in totals else found
-    sensors = {name: summarise(found, archive.sensors[name]) for name, found in sorted(totals.items()) if found.count}
+    known = open_archive(archive.url).sensors  # another job may have added some since ours began
+    sensors = {name: summarise(found, known[name]) for name, found in sorted(totals.items()) if found.count}
     return {"split": "train", "archive_digest": digest, "sensors": sensors}
 
 

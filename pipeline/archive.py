@@ -187,8 +187,8 @@ class Archive:
 
         It depends neither on the order of publishing nor on where the scenes lay.
         """
-        rows = self.catalog().drop(columns="inputs")
-        table = pd.DataFrame(rows.assign(geometry=rows.geometry.to_wkb(hex=True)))
+        rows = self.catalog()
+        table = pd.DataFrame(rows.drop(columns=["inputs", "geometry"])).assign(geometry=rows.geometry.to_wkb(hex=True))
         text = table[sorted(table.columns)].to_json(orient="records", double_precision=15, date_format="iso", date_unit="us")
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -72,9 +72,13 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "unheard":  # it arrives, its answer does not
             self.cut()
             return
-        headers = [
-            (k, v) for k, v in response.getheaders() if k.lower() not in ("content-length", "transfer-encoding", "connection")
-        ]
+        dropped = (
+            "content-length",
+            "transfer-encoding",
+            "connection",
+            *(() if self.server.states_checksum else ("x-amz-checksum",)),
+        )
+        headers = [(key, value) for key, value in response.getheaders() if not key.lower().startswith(dropped)]
         if fault == "flipped":
             content = content[:9] + bytes([content[9] ^ 1]) + content[10:]
         if fault == "short":
