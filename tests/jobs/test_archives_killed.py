@@ -5,8 +5,10 @@ A few kills by default; TERRALOOM_KILLS=24 for that many of each job.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,10 @@ class Nodes:
 
     def __init__(self) -> None:
         small = {"object_store_memory": 100_000_000}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+        # A folder of its own (a short path: it holds sockets), so that nothing else on this machine takes it for its Ray.
+        self._folder = tempfile.mkdtemp(prefix="kills")
+        head = {"num_cpus": 0, "include_dashboard": False, "_temp_dir": self._folder, **small}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._workers = [self._cluster.add_node(num_cpus=1, **small) for _ in range(2)]
         self.environment = {**os.environ, "RAY_ADDRESS": self._cluster.address}
 
@@ -58,6 +63,7 @@ class Nodes:
 
     def stop(self) -> None:
         self._cluster.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
