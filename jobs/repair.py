@@ -33,7 +33,8 @@ def repair(url: str) -> dict[str, Any]:
     found = dict(gather(tasks, "repair"))
     lost = {shard: reason for shard, reason in sorted(found.items()) if isinstance(reason, str)}
     stale = [
-        storage.remove_stale(storage.join(url, folder)) for folder in ("", "shards", "catalog", "sensors", "labels", "reports")
+        storage.remove_stale(storage.join(url, folder))
+        for folder in ("", "shards", "catalog", "empty", "sensors", "labels", "reports")
     ]
     if len(lost) < len(found):
         write_statistics(archive)

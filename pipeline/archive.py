@@ -108,6 +108,9 @@ class Archive:
     def _part_url(self, shard: str) -> str:
         return storage.join(self.url, "catalog", f"{shard}.parquet")
 
+    def _empty_url(self, shard: str) -> str:
+        return storage.join(self.url, "empty", shard)
+
     def shard_url(self, shard: str) -> str:
         return storage.join(self.url, "shards", _plain(shard, f"shard id in the catalog of '{self.url}'") + ".zarr")
 
@@ -117,10 +120,12 @@ class Archive:
         return reader.read_rows(storage.join(root, "pixels"), rows), reader.read_rows(storage.join(root, "valid"), rows)
 
     def inputs(self) -> dict[str, str]:
-        """Return {shard: what `publish` was told it was made from} of the published shards."""
+        """Return {shard: what `publish` was told it was made from}, of shards without tiles too."""
+        empty = [name for name in storage.names(storage.join(self.url, "empty")) if not name.startswith(".")]
         with ThreadPoolExecutor(NUM_READERS) as pool:
+            found = {shard: text.decode() for shard, text in zip(empty, pool.map(storage.read_bytes, map(self._empty_url, empty)))}
             parts = list(pool.map(self._read_part, self.published()))
-        return {str(part["shard"].iloc[0]): str(part["inputs"].iloc[0]) for part in parts if part is not None}
+        return found | {str(part["shard"].iloc[0]): str(part["inputs"].iloc[0]) for part in parts if part is not None}
 
     def publish(self, shard: str, split: str | Mapping[str, str], tiles: list[Tile], inputs: str) -> int:
         """Write `tiles` as one shard and make it visible; return the number of tiles.
@@ -129,10 +134,11 @@ class Archive:
         later job knows what is up to date.
 
         Until the catalog part is there nobody reads the shard, so a writer killed at any point leaves nothing behind
-        that counts. Publishing a shard again replaces it; publishing no tiles takes it away.
+        that counts. Publishing a shard again replaces it; publishing no tiles takes it away and only notes that.
         """
         if not tiles:
             self.withdraw(shard)
+            storage.write_bytes(self._empty_url(shard), inputs.encode())
             return 0
         with storage.staged_folder(self.shard_url(shard)) as folder:
             rows = _write_shard(folder, tiles, self.sensors, self.grid)
@@ -144,6 +150,7 @@ class Archive:
             (folder / ROWS).write_bytes(content)
             self.hide(shard)
         storage.write_bytes(self._part_url(shard), content)
+        storage.remove(self._empty_url(shard))
         return len(rows)
 
     def withdraw(self, shard: str) -> None:

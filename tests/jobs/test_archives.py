@@ -113,8 +113,9 @@ def test_leftovers_of_killed_writers_are_removed_once_old(tmp_path: Path, cluste
 
 def test_publishing_no_tiles_takes_a_shard_away(tmp_path: Path) -> None:
     archive = make_filled(tmp_path / "a")
-    assert archive.publish("s_1", "val", [], "inputs") == 0
+    assert archive.publish("s_1", "val", [], "why it is empty") == 0
     assert archive.published() == ["s_0", "s_2"]
+    assert archive.inputs() == {"s_0": "inputs", "s_1": "why it is empty", "s_2": "inputs"}
     assert not storage.exists(archive.shard_url("s_1"))
 
 
