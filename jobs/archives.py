@@ -10,7 +10,7 @@ import ray
 
 from jobs.progress import gather
 from pipeline import storage
-from pipeline.archive import NUM_READERS, Archive, open_archive
+from pipeline.archive import NUM_READERS, Archive, DamagedShard, open_archive
 from pipeline.errors import InputError
 from pipeline.sensors import Sensor
 from pipeline.statistics import SensorStatistics, summarise
@@ -50,7 +50,7 @@ def _check(archive: Archive, shard: str, rows: pd.DataFrame) -> list[str]:
     try:
         if not archive.is_as_published(shard, archive.whole_rows(shard)):
             faults.append(f"{shard}: its catalog part is not what it was published with")
-    except InputError as error:
+    except DamagedShard as error:
         faults.append(str(error))
     for name, group in rows.groupby("sensor"):
         sensor = archive.sensors.get(str(name))
@@ -88,7 +88,7 @@ def verify(url: str) -> dict[str, Any]:
     shared = ray.put(archive)
     tasks = {_check.remote(shared, str(shard), rows): shard for shard, rows in catalog.groupby("shard")}
     faults = [fault for _, found in gather(tasks, "verify") for fault in found]
-    twice = int(catalog.duplicated(["site", "sensor", "scene"]).sum())
+    twice = int(catalog.duplicated(["site", "sensor", "scene", "order"]).sum())
     if twice:
         faults.append(f"{twice} tiles are in the catalog twice")
     if not faults and archive.read_statistics() != _statistics(archive):

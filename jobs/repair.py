@@ -7,15 +7,14 @@ import ray
 from jobs.archives import TASK_CPUS, write_statistics
 from jobs.progress import gather
 from pipeline import storage
-from pipeline.archive import Archive, open_archive
-from pipeline.errors import InputError
+from pipeline.archive import Archive, DamagedShard, open_archive
 
 
 @ray.remote(num_cpus=TASK_CPUS)
 def _republish(archive: Archive, shard: str) -> bool | str:
     try:
         return archive.republish(shard)
-    except InputError as error:
+    except DamagedShard as error:  # and not a store that cannot be reached
         archive.hide(shard)
         return str(error)
 

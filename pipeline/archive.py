@@ -73,6 +73,10 @@ class Tile:
     labels: dict[str, float] = field(default_factory=dict)
 
 
+class DamagedShard(InputError):
+    """A shard that is not, byte by byte, what was published."""
+
+
 class Archive:
     """An archive at `url`, local or `s3://`. Use `open_archive` or `create_archive`."""
 
@@ -159,22 +163,22 @@ class Archive:
         storage.remove(self.shard_url(shard))
 
     def whole_rows(self, shard: str) -> bytes:
-        """Return the catalog part that a shard carries in itself; InputError unless its every byte is as it was written."""
+        """Return the catalog part that a shard carries in itself; DamagedShard unless its every byte is as it was written."""
         url = self.shard_url(shard)
         try:
             content = storage.read_bytes(storage.join(url, ROWS))
         except FileNotFoundError:
-            raise InputError(f"{shard}: was never finished, or is not there") from None
+            raise DamagedShard(f"{shard}: was never finished, or is not there") from None
         try:
             stated = gpd.read_parquet(io.BytesIO(content))
         except (OSError, ValueError) as error:
-            raise InputError(f"{shard}: its own catalog rows are damaged ({error})") from None
+            raise DamagedShard(f"{shard}: its own catalog rows are damaged ({error})") from None
         if (stated["shard"] != shard).any() or (stated["shard_digest"] != storage.folder_digest(url, without=ROWS)).any():
-            raise InputError(f"{shard}: checksum differs from the one it was published with")
+            raise DamagedShard(f"{shard}: checksum differs from the one it was published with")
         return content
 
     def republish(self, shard: str) -> bool:
-        """Publish what a shard says of itself; return whether that was not so before. A damaged shard is an InputError."""
+        """Publish what a shard says of itself; return whether that was not so before; DamagedShard where it is not whole."""
         content = self.whole_rows(shard)
         if self.is_as_published(shard, content):
             return False

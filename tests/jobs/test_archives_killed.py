@@ -33,8 +33,9 @@ class Nodes:
         small = {"object_store_memory": 100_000_000}
         # A folder of its own (a short path: it holds sockets), so that nothing else on this machine takes it for its Ray.
         self._folder = tempfile.mkdtemp(prefix="kills")
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": self._folder, **small}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("RAY_TMPDIR", self._folder)
+            self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
         self._workers = [self._cluster.add_node(num_cpus=1, **small) for _ in range(2)]
         self.environment = {**os.environ, "RAY_ADDRESS": self._cluster.address}
 
