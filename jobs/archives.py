@@ -1,62 +1,66 @@
-"""What every job that fills an archive does at its end: statistics of the train split, and proof by `verify`."""
+"""What every job that fills an archive does at its end: statistics of the train split; and proof by `verify`."""
 
-import io
 from collections import defaultdict
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import geopandas as gpd
 import numpy as np
+import pandas as pd
 import ray
 
 from jobs.progress import gather
 from pipeline import storage
-from pipeline.archive import Archive, open_archive
+from pipeline.archive import NUM_READERS, Archive, DamagedShard, open_archive
 from pipeline.errors import InputError
-from pipeline.statistics import Moments, shard_moments, summarise
+from pipeline.sensors import Sensor
+from pipeline.statistics import SensorStatistics, summarise
 
 TASK_CPUS = 1
 
 
-@ray.remote(num_cpus=TASK_CPUS)
-def _moments(archive: Archive, shard: str, sensor: str, num_tiles: int) -> Moments | None:
-    return shard_moments(archive, shard, sensor, num_tiles)
-
-
 def write_statistics(archive: Archive) -> None:
-    """Compute statistics.json over the train split, one task per shard and sensor."""
-    catalog = archive.catalog()
-    counts = catalog[catalog["split"] == "train"].groupby(["shard", "sensor"]).size()
-    tasks = {_moments.remote(archive, shard, sensor, int(n)): (shard, sensor) for (shard, sensor), n in counts.items()}
-    found = {key: moments for key, moments in gather(tasks, "statistics") if moments is not None}
-    totals: dict[str, Moments] = {}
-    for (_, sensor), moments in sorted(found.items()):  # in one order, so that sums are the same every time
-        totals[sensor] = totals[sensor].merge(moments) if sensor in totals else moments
-    content = {name: summarise(moments, archive.sensors[name].band_names) for name, moments in totals.items()}
-    storage.write_json(storage.join(archive.url, "statistics.json"), {"split": "train", "sensors": content})
+    """Bring statistics.json up to the archive's content, from what the shards say of themselves.
+
+    The content is looked at again after writing, so whichever of several jobs writes last leaves what is true.
+    """
+    url = storage.join(archive.url, "statistics.json")
+    while not storage.exists(url) or storage.read_json(url).get("archive_digest") != archive.digest():
+        try:
+            storage.write_json(url, _statistics(archive))
+        except FileNotFoundError:  # another job is writing one of the shards anew
+            continue
+
+
+def _statistics(archive: Archive) -> dict[str, Any]:
+    digest, catalog = archive.digest(), archive.catalog()
+    shards = sorted(catalog.loc[catalog["split"] == "train", "shard"].unique())
+    totals: dict[str, SensorStatistics] = {}
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        for part in pool.map(archive.shard_statistics, shards):  # in one order, so that sums are the same every time
+            for name, found in part.items():
+                totals[name] = totals[name].merge(found) if name in totals else found
+    known = open_archive(archive.url).sensors  # another job may have added some since ours began
+    sensors = {name: summarise(found, known[name]) for name, found in sorted(totals.items()) if found.count}
+    return {"split": "train", "archive_digest": digest, "sensors": sensors}
 
 
 @ray.remote(num_cpus=TASK_CPUS)
-def _check(archive: Archive, shard: str, rows: Any) -> list[str]:
-    return _faults(archive, shard, rows)
-
-
-def _faults(archive: Archive, shard: str, rows: Any) -> list[str]:
+def _check(archive: Archive, shard: str, rows: pd.DataFrame) -> list[str]:
     faults = []
-    url = archive.shard_url(shard)
-    if not storage.exists(url):
-        return [f"{shard}: the catalog names it, it is not there"]
-    if storage.folder_digest(url) != rows["shard_digest"].iloc[0]:
-        faults.append(f"{shard}: checksum differs from the catalog's")
+    try:
+        if not archive.is_as_published(shard, archive.whole_rows(shard)):
+            faults.append(f"{shard}: its catalog part is not what it was published with")
+    except DamagedShard as error:
+        faults.append(str(error))
     for name, group in rows.groupby("sensor"):
-        sensor = archive.sensors.get(name)
+        sensor = archive.sensors.get(str(name))
         if sensor is None:
-            faults.append(f"{shard}: sensor '{name}' is not in archive.json")
+            faults.append(f"{shard}: sensor '{name}' is not in the archive's sensors")
             continue
         if sorted(group["row"]) != list(range(len(group))):
             faults.append(f"{shard}: rows of {name} in the catalog are not 0 … {len(group) - 1}")
         try:
-            stored, is_valid = archive.read(shard, name, np.arange(len(group)))
+            stored, is_valid = archive.read(shard, sensor.name, np.arange(len(group)))
         except Exception as error:  # whatever a damaged file makes the decoder say is the finding
             faults.append(f"{shard}: {name} cannot be read ({type(error).__name__}: {error})")
             continue
@@ -66,7 +70,7 @@ def _faults(archive: Archive, shard: str, rows: Any) -> list[str]:
     return faults
 
 
-def _range_faults(sensor: Any, stored: np.ndarray, is_valid: np.ndarray) -> list[str]:
+def _range_faults(sensor: Sensor, stored: np.ndarray, is_valid: np.ndarray) -> list[str]:
     physical = sensor.to_physical(stored).transpose(1, 0, 2, 3)
     low, high = sensor.valid_range
     faults = []
@@ -84,81 +88,23 @@ def verify(url: str) -> dict[str, Any]:
     shared = ray.put(archive)
     tasks = {_check.remote(shared, str(shard), rows): shard for shard, rows in catalog.groupby("shard")}
     faults = [fault for _, found in gather(tasks, "verify") for fault in found]
-    archive.read_statistics()
-    orphans = _unpublished(archive)
+    twice = int(catalog.duplicated(["site", "sensor", "scene", "order"]).sum())
+    if twice:
+        faults.append(f"{twice} tiles are in the catalog twice")
+    if not faults and archive.read_statistics() != _statistics(archive):
+        faults.append("statistics.json is not that of the train split")
     if faults:
         shown = "; ".join(sorted(faults)[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise InputError(f"archive '{url}' has {len(faults)} faults: {shown}; run 'terraloom repair {url}', then the job again")
-    return {"archive": archive.url, "faults": 0, "unpublished_shards": len(orphans), **inventory(archive)}
-
-
-def _unpublished(archive: Archive) -> list[str]:
-    """Return the shards on storage that no catalog part names."""
-    present = [n.removesuffix(".zarr") for n in storage.names(storage.join(archive.url, "shards")) if n.endswith(".zarr")]
-    return sorted({n for n in present if not n.startswith(".")} - set(archive.published()))
-
-
-def repair(url: str) -> dict[str, Any]:
-    """Publish whole shards whose catalog part is lost, withdraw damaged ones, and say which; run while no job writes."""
-    archive = open_archive(url)
-    republished, lost = [], []
-    for shard in _unpublished(archive):
-        copy = archive.copy_of_part(shard)
-        rows = gpd.read_parquet(io.BytesIO(storage.read_bytes(copy))) if storage.exists(copy) else None
-        if rows is None or _faults(archive, shard, rows):
-            lost.append(shard)
-        else:
-            storage.write_bytes(storage.join(archive.url, "catalog", f"{shard}.parquet"), storage.read_bytes(copy))
-            republished.append(shard)
-    shared = ray.put(archive)
-    parts = archive.catalog().groupby("shard") if archive.published() else []
-    tasks = {_check.remote(shared, str(shard), rows): str(shard) for shard, rows in parts}
-    lost += [shard for shard, faults in gather(tasks, "repair") if faults]
-    for shard in lost:
-        archive.withdraw(shard)
-    leftovers = [n for n in storage.names(storage.join(url, "shards")) if n.startswith(".")]
-    for name in leftovers:
-        storage.remove(storage.join(url, "shards", name))
-    if archive.published():
-        write_statistics(archive)
-    return {"archive": archive.url, "republished": republished, "lost": sorted(lost), "leftovers_removed": len(leftovers)}
-
-
-def inspect(url: str) -> dict[str, Any]:
-    """Return what is in an archive: tiles, dates, splits, labels, registration and size of each sensor."""
-    archive = open_archive(url)
-    catalog = archive.catalog()
-    sensors: dict[str, dict[str, Any]] = {}
-    for name, rows in catalog.groupby("sensor"):
-        sensor = archive.sensors[str(name)]
-        height, width = sensor.tile_shape(archive.grid.site_size_m)
-        dates = rows["time"].dropna()
-        sensors[str(name)] = {
-            "tiles": len(rows),
-            "sites": int(rows["site"].nunique()),
-            "bands": list(sensor.band_names),
-            "tile_px": [height, width],
-            "dates": [str(dates.min()), str(dates.max())] if len(dates) else [],
-            "valid_fraction": round(float(rows["valid_fraction"].mean()), 4),
-            "registered": round(float((rows["confidence"] > 0).mean()), 4),
-            "median_shift_m": round(float(np.hypot(rows["shift_x_m"], rows["shift_y_m"]).median()), 2),
-            "bytes_uncompressed": len(rows) * height * width * (len(sensor.bands) * np.dtype(sensor.dtype).itemsize + 1),
-        }
-    stored = sum(storage.size(archive.shard_url(shard)) for shard in archive.published())
-    raw = sum(s["bytes_uncompressed"] for s in sensors.values())
-    labels = {n: int(catalog["labels"].str.contains(f'"{n}"', regex=False).sum()) for n in archive.labels}
-    together = catalog.groupby("site")["sensor"].agg(lambda s: "+".join(sorted(set(s)))).value_counts()
+        raise InputError(
+            f"archive '{url}' has {len(faults)} faults: {shown}; run 'terraloom repair {url}' and then the jobs that wrote it again"
+        )
+    unpublished = set(storage.names(storage.join(url, "shards"))) - {f"{shard}.zarr" for shard in catalog["shard"]}
     return {
         "archive": archive.url,
         "digest": archive.digest(),
-        "grid": asdict(archive.grid),
+        "faults": 0,
+        "unpublished_shards": len(unpublished),
         **inventory(archive),
-        "sensors": sensors,
-        "sites_by_sensors": {str(k): int(v) for k, v in together.items()},
-        "tiles_with_label": labels,
-        "bytes": stored,
-        "compression": round(raw / stored, 2),
-        "unpublished_shards": len(_unpublished(archive)),
     }
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import tyro
@@ -26,7 +26,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   ingest     LAYOUT FOLDER ARCHIVE             put ready-made chips into an archive
   verify     ARCHIVE                           prove an archive's checksums, counts and value ranges
   inspect    ARCHIVE                           say what is in an archive
-  repair     ARCHIVE                           publish whole shards again, withdraw damaged ones
+  repair     ARCHIVE                           make its catalog anew from whole shards, list what is lost
   pretrain   RECIPE ARCHIVE RUN                train a foundation model
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
   evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
@@ -67,6 +67,10 @@ class GridOptions:
     """Side of a site, metres."""
     shard_sites: int = 4
     """Sites along one side of a shard."""
+    block_shards: int = 1
+    """Shards along one side of a block; a block is in one split."""
+    gap_sites: int = 0
+    """So many sites deep, val and test sites that border on another split are in none."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,14 @@ class Verify:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Say what is in an archive: sensors, dates, splits, labels, registration, sizes."""
+    """Say what is in an archive: sensors, dates, splits, labels, sizes, registration, missing pairs."""
 
     archive: Positional[str]
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Publish whole shards whose catalog part is lost, withdraw damaged ones and left-over files, and list what is lost."""
+    """Make an archive's catalog anew from its whole shards, hide damaged ones and list them, clear up after killed jobs."""
 
     archive: Positional[str]
 
@@ -156,7 +160,7 @@ def _coregister(arguments: list[str]) -> dict[str, Any]:
 
     options = _parse(Coregister, arguments, "coregister")
     config = CoregisterConfig(options.reference, options.max_shift_m, options.min_valid_fraction, options.register)
-    grid = Grid(options.grid.site_size_m, options.grid.shard_sites)
+    grid = Grid(**asdict(options.grid))
     connect()
     return coregister(options.scenes, options.archive, grid, config, options.labels)
 
@@ -170,7 +174,7 @@ def _ingest(arguments: list[str]) -> dict[str, Any]:
     options = _parse(Ingest, arguments, "ingest")
     load_layout(options.layout).places(options.folder)
     connect()
-    return ingest(options.layout, options.folder, options.archive, Grid(options.grid.site_size_m, options.grid.shard_sites))
+    return ingest(options.layout, options.folder, options.archive, Grid(**asdict(options.grid)))
 
 
 def _verify(arguments: list[str]) -> dict[str, Any]:
@@ -185,14 +189,14 @@ def _verify(arguments: list[str]) -> dict[str, Any]:
 
 
 def _inspect(arguments: list[str]) -> dict[str, Any]:
-    from jobs.archives import inspect
+    from jobs.inspect import inspect
 
     return inspect(_parse(Inspect, arguments, "inspect").archive)
 
 
 def _repair(arguments: list[str]) -> dict[str, Any]:
     from cluster.connect import connect
-    from jobs.archives import repair
+    from jobs.repair import repair
     from pipeline.archive import open_archive
 
     options = _parse(Repair, arguments, "repair")

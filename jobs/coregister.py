@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import ray
 from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
 from pipeline import storage
-from pipeline.alignment import UNMOVED, Alignment, alignment_from_dict, unaligned
-from pipeline.archive import INDEX, Archive, create_archive, open_archive
+from pipeline.alignment import UNMOVED, Alignment, unaligned
+from pipeline.archive import Archive, create_archive, is_archive, open_archive
 from pipeline.coregister import (
     Comparison,
     CoregisterConfig,
@@ -29,7 +29,7 @@ from pipeline.coregister import (
     register_scene,
 )
 from pipeline.errors import InputError
-from pipeline.grid import Grid, ShardCell, split_of
+from pipeline.grid import Grid, ShardCell
 from pipeline.matching import Points
 from pipeline.registration import Coarse, Registration
 from pipeline.scene import Scene, read_scenes, scene_from_dict
@@ -40,77 +40,133 @@ PICTURE_PX = 192
 
 
 def coregister(scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None) -> dict[str, Any]:
-    """Fill the archive from the scenes, given only the new ones or all of them.
+    """Fill the archive from the scenes, given only new ones or all; scenes that it has keep their place.
 
-    Scenes that the archive has already stay registered as they are and go into the same tiles' shards as the new ones.
-    Only shards under given scenes are looked at, and of those only what has changed is made.
+    Only shards under given scenes are looked at, and of those only the ones are made that other scenes or settings change.
     """
     given, refused = read_scenes(scenes_url)
     rasters = read_label_rasters(labels) if labels else []
     if not given:
         raise InputError(f"no usable scene in '{scenes_url}': {_reasons(refused)}")
-    known_sensors, records = _known(archive_url)
+    earlier = open_archive(archive_url) if is_archive(archive_url) else None
+    made, records = (earlier.inputs(), earlier.scene_records()) if earlier else ({}, {})
     scenes = _with_known(given, records)
-    chosen = references(scenes, config.reference, records.keys()) if config.register else {}
-    alignments, unreadable = _register_all(scenes, chosen, config, records)
-    refused |= unreadable
-    usable = [scene for scene in scenes if scene.id not in unreadable]
-    if not usable:
-        raise InputError(f"none of the {len(scenes)} scenes in '{scenes_url}' can be read: {_reasons(refused)}")
-    sensors = common_sensors(usable, known_sensors)
-    archive = create_archive(archive_url, grid, sensors, label_definitions(rasters))
+    settled = {name: record["reference"] for name, record in records.items()}
+    chosen = references(scenes, config.reference, settled) if config.register else {}
+    known_sensors = earlier.sensors if earlier else {}
     by_cell: dict[ShardCell, list[Scene]] = {cell: [] for scene in given for cell in grid.cells_over(scene.footprint)}
-    for scene in usable:
+    for scene in scenes:
         for cell in grid.cells_over(scene.footprint) & by_cell.keys():
             by_cell[cell].append(scene)
-    written, skipped, failed = _write_all(archive, by_cell, sensors, alignments, rasters, config)
+    recipe = Recipe(common_sensors(scenes, known_sensors), chosen, rasters, config)
+    stale = {cell: found for cell, found in by_cell.items() if made.get(cell.id) != recipe.digest(found, set())}
+    # Only what these shards show needs to be registered: with all others nothing has changed.
+    needed = _with_references({scene.id for found in stale.values() for scene in found}, scenes, chosen)
+    alignments, unreadable = _register_all(needed, chosen, config)
+    refused |= unreadable
+    usable = [scene for scene in needed if scene.id not in unreadable]
+    if needed and not usable:
+        raise InputError(f"none of the {len(needed)} scenes in '{scenes_url}' can be read: {_reasons(refused)}")
+    recipe = replace(recipe, sensors=common_sensors([s for s in scenes if s.id not in unreadable], known_sensors))
+    archive = create_archive(archive_url, grid, recipe.sensors, label_definitions(rasters))
+    stale = {cell: [scene for scene in found if scene.id not in unreadable] for cell, found in stale.items()}
+    inputs = {cell: recipe.digest(found, set(unreadable)) for cell, found in stale.items()}
+    stale = {cell: found for cell, found in stale.items() if made.get(cell.id) != inputs[cell]}
+    _record_scenes(archive, usable, chosen, records)  # first: a shard without a record would lose its scenes in the next job
+    written, withdrawn, failed = _write_all(archive, stale, inputs, recipe, alignments)
     refused |= failed
-    for scene in usable:
-        digest = _registration_digest(scene, chosen.get(scene.id), alignments, config)
-        record = {"scene": scene.to_dict(), "alignment": alignments[scene.id].to_dict(), "inputs": digest}
-        if records.get(scene.id) != json.loads(json.dumps(record)):
-            archive.write_scene_record(scene.id, record)
-    if written:
-        write_statistics(archive)
-        _save_pictures(archive, usable, chosen, alignments)
-    report = {
-        "scenes": {s.id: _record(s, alignments[s.id]) for s in usable},
-        "refused": refused,
-        "settings": asdict(config),
-    }
-    storage.write_json(storage.join(archive.url, "reports", "coregister.json"), report)
+    write_statistics(archive)
+    _save_report(archive, usable, recipe, alignments, refused)
     return {
         "archive": archive.url,
-        "scenes": len(usable),
-        "scenes_moved": sum(a.field is not None for a in alignments.values()),
+        "digest": archive.digest(),
+        "scenes": len(scenes) - len(unreadable),
+        "scenes_registered": len(usable),
+        "scenes_moved": sum(bool(alignment.field) for alignment in alignments.values()),
         "refused": refused,
         "shards_written": written,
-        "shards_up_to_date": skipped,
+        "shards_empty": withdrawn,
+        "shards_up_to_date": len(by_cell) - len(stale),
         **inventory(archive),
     }
 
 
-def _known(archive_url: str) -> tuple[dict[str, Sensor], dict[str, Any]]:
-    """Return the sensors and scene records of the archive; nothing where there is none yet."""
-    if not storage.exists(storage.join(archive_url, INDEX)):
-        return {}, {}
-    archive = open_archive(archive_url)
-    return archive.sensors, archive.scene_records()
+def _record_scenes(archive: Archive, scenes: list[Scene], chosen: dict[str, Scene | None], records: dict[str, Any]) -> None:
+    for scene in scenes:
+        reference = chosen.get(scene.id)
+        record = {"scene": scene.to_dict(), "reference": reference.id if reference else None}
+        if records.get(scene.id) != record:
+            archive.write_scene_record(record)
 
 
 def _with_known(given: list[Scene], records: dict[str, Any]) -> list[Scene]:
-    """Return the given scenes and those of the archive that share ground with one of them, in one order."""
-    added = {scene.id for scene in given}
-    known = [scene_from_dict(record["scene"]) for name, record in records.items() if name not in added]
-    touched = [k for k in known if any(k.footprint.intersects(scene.footprint) for scene in given)]
-    return sorted([*given, *touched], key=lambda scene: scene.id)
+    """Return the given scenes, those of the archive that share ground with one of them, and the scenes that these follow."""
+    scenes = {scene.id: scene for scene in given}
+    for name, record in records.items():
+        scene = scene_from_dict(record["scene"])
+        if name not in scenes and any(scene.footprint.intersects(other.footprint) for other in given):
+            scenes[name] = scene
+    waiting = list(scenes)
+    while waiting:
+        reference = records.get(waiting.pop(), {}).get("reference")
+        if reference and reference not in scenes:
+            scenes[reference] = scene_from_dict(records[reference]["scene"])
+            waiting.append(reference)
+    return sorted(scenes.values(), key=lambda scene: scene.id)
 
 
-def _registration_digest(scene: Scene, reference: Scene | None, alignments: dict[str, Alignment], config: CoregisterConfig) -> str:
-    """Return a digest of all that a scene's alignment follows from."""
-    against = [reference.to_dict(), alignments[reference.id].to_dict()] if reference else []
-    facts = [scene.to_dict(), against, config.register, config.max_shift_m]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a shard of scenes: the sensors' bands, the scene that each is registered to, labels and settings."""
+
+    sensors: dict[str, Sensor]
+    chosen: dict[str, Scene | None]
+    rasters: list[LabelRaster]
+    config: CoregisterConfig
+
+    def digest(self, scenes: list[Scene], unreadable: set[str]) -> str:
+        """Return the SHA-256 of all that a shard of `scenes` depends on, but for what is in the files."""
+        facts = [
+            sorted((self._facts(scene, unreadable) for scene in scenes), key=json.dumps),
+            [self.sensors[name].model_dump(mode="json") for name in sorted({s.sensor.name for s in scenes})],
+            [asdict(raster) for raster in self.rasters],
+            asdict(self.config),
+        ]
+        return hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()
+
+    def _facts(self, scene: Scene, unreadable: set[str]) -> list[Any]:
+        """Return what names a scene's pixels and, by the scenes it follows, how they are moved."""
+        if scene.id in unreadable:
+            return [scene.id, "cannot be read"]
+        reference = self.chosen.get(scene.id)
+        assets = json.loads(json.dumps([asdict(asset) for asset in scene.assets], default=str))
+        return [scene.id, str(scene.time), assets, scene.cloud_href, reference and self._facts(reference, unreadable)]
+
+
+def _with_references(wanted: set[str], scenes: list[Scene], chosen: dict[str, Scene | None]) -> list[Scene]:
+    """Return the scenes called for by `wanted`, with those that they follow, in the order of `scenes`."""
+    waiting = list(wanted)
+    while waiting:
+        reference = chosen.get(waiting.pop())
+        if reference and reference.id not in wanted:
+            wanted = {*wanted, reference.id}
+            waiting.append(reference.id)
+    return [scene for scene in scenes if scene.id in wanted]
+
+
+def _save_report(
+    archive: Archive, scenes: list[Scene], recipe: Recipe, alignments: dict[str, Alignment], refused: dict[str, str]
+) -> None:
+    """Keep what was found for each scene, beside what earlier runs found for theirs."""
+    url = storage.join(archive.url, "reports", "coregister.json")
+    earlier = storage.read_json(url)["scenes"] if storage.exists(url) else {}
+    report = {
+        "scenes": {**earlier, **{s.id: _record(s, alignments[s.id]) for s in scenes}},
+        "refused": refused,
+        "settings": asdict(recipe.config),
+    }
+    storage.write_json(url, report)
+    _save_pictures(archive, scenes, recipe.chosen, alignments)
 
 
 @ray.remote(num_cpus=TASK_CPUS)
@@ -141,12 +197,9 @@ def _each_block(measure: Callable[..., Points], blocks: list[Any], coarse: Coars
 
 
 def _register_all(
-    scenes: list[Scene], chosen: dict[str, Scene | None], config: CoregisterConfig, records: dict[str, Any]
+    scenes: list[Scene], chosen: dict[str, Scene | None], config: CoregisterConfig
 ) -> tuple[dict[str, Alignment], dict[str, str]]:
-    """Register every scene after the one it follows; return alignments and {scene id: reason} of unreadable scenes.
-
-    What `records` say was found from the same files with the same settings is not done again.
-    """
+    """Register every scene after the one it follows; return alignments and {scene id: reason} of unreadable scenes."""
     if not config.register:
         return {scene.id: unaligned("registration switched off") for scene in scenes}, {}
     done: dict[str, Alignment] = {s.id: UNMOVED for s in scenes if chosen[s.id] is None}
@@ -157,11 +210,8 @@ def _register_all(
         tasks = {}
         for scene in ready:
             reference = _followed(scene, chosen)
-            record = records.get(scene.id)
             if reference.id in unreadable:
                 done[scene.id] = unaligned(f"its reference {reference.id} cannot be read")
-            elif record and record["inputs"] == _registration_digest(scene, reference, done, config):
-                done[scene.id] = alignment_from_dict(record["alignment"])
             else:
                 comparison = Comparison(scene, reference, done[reference.id], config.max_shift_m)
                 tasks[_register.remote(comparison)] = scene.id
@@ -182,61 +232,34 @@ def _followed(scene: Scene, chosen: dict[str, Scene | None]) -> Scene:
 
 @ray.remote(num_cpus=TASK_CPUS)
 def _write_shard(
-    archive: Archive,
-    cell: ShardCell,
-    scenes: list[Scene],
-    sensors: dict[str, Sensor],
-    alignments: dict[str, Alignment],
-    rasters: list[LabelRaster],
-    config: CoregisterConfig,
-    inputs: str,
+    archive: Archive, cell: ShardCell, scenes: list[Scene], recipe: Recipe, alignments: dict[str, Alignment], inputs: str
 ) -> tuple[int, dict[str, str]]:
-    tiles, refused = build_tiles(cell, archive.grid, scenes, sensors, alignments, rasters, config.min_valid_fraction)
+    config, grid = recipe.config, archive.grid
+    tiles, refused = build_tiles(cell, grid, scenes, recipe.sensors, alignments, recipe.rasters, config.min_valid_fraction)
+    splits = {site.id: grid.split_of(site) for site, _, _ in grid.sites(cell)}
     # A shard that lacks a scene which could not be read is not up to date: the next run tries again.
-    if not tiles:
-        archive.withdraw(cell.id)
-        return 0, refused
-    return archive.publish(cell.id, split_of(cell), tiles, "incomplete" if refused else inputs), refused
+    return archive.publish(cell.id, splits, tiles, "incomplete" if refused else inputs), refused
 
 
 def _write_all(
     archive: Archive,
     by_cell: dict[ShardCell, list[Scene]],
-    sensors: dict[str, Sensor],
+    inputs: dict[ShardCell, str],
+    recipe: Recipe,
     alignments: dict[str, Alignment],
-    rasters: list[LabelRaster],
-    config: CoregisterConfig,
 ) -> tuple[int, int, dict[str, str]]:
-    tasks, skipped = {}, 0
-    shared = ray.put(archive), ray.put(alignments), ray.put(rasters)
-    for cell, scenes in sorted(by_cell.items(), key=lambda entry: entry[0].id):
-        inputs = _inputs_digest(scenes, sensors, alignments, rasters, config)
-        if archive.inputs_of(cell.id) == inputs:
-            skipped += 1
-            continue
-        tasks[_write_shard.remote(shared[0], cell, scenes, sensors, shared[1], shared[2], config, inputs)] = cell.id
+    """Write shards; return how many have tiles, how many have none, and {scene id: reason} of unreadable scenes."""
+    shared = ray.put(archive), ray.put(recipe), ray.put(alignments)
+    tasks = {
+        _write_shard.remote(shared[0], cell, by_cell[cell], shared[1], shared[2], inputs[cell]): cell.id
+        for cell in sorted(by_cell, key=lambda cell: cell.id)
+    }
     written = 0
     refused: dict[str, str] = {}
     for _, (num_tiles, failed) in gather(tasks, "shards"):
         written += num_tiles > 0
         refused |= failed
-    return written, skipped, refused
-
-
-def _inputs_digest(
-    scenes: list[Scene],
-    sensors: dict[str, Sensor],
-    alignments: dict[str, Alignment],
-    rasters: list[LabelRaster],
-    config: CoregisterConfig,
-) -> str:
-    facts = [
-        sorted((s.id, [asdict(a) for a in s.assets], s.cloud_href, alignments[s.id].to_dict()) for s in scenes),
-        [sensors[name].model_dump() for name in sorted({s.sensor.name for s in scenes})],
-        [asdict(raster) for raster in rasters],
-        asdict(config),
-    ]
-    return hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()
+    return written, len(tasks) - written, refused
 
 
 def _save_pictures(
@@ -247,6 +270,8 @@ def _save_pictures(
     moved.sort(key=lambda s: -float(np.hypot(*_shift_of_centre(s, alignments[s.id]).shift_m)))
     firsts = {s.sensor.name: s for s in reversed(moved)}
     ordered = [*firsts.values(), *(s for s in moved if s not in firsts.values())][:NUM_PICTURES]
+    if not ordered:
+        return
     arrays = {}
     for scene in ordered:
         reference = _followed(scene, chosen)

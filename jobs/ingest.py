@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -21,7 +22,7 @@ PLACES_PER_SHARD = 16
 def _write_shard(archive: Archive, layout: str, folder: str, shard: str, split: str, places: list[str], inputs: str) -> int:
     module = load_layout(layout)
     tiles = [tile for place in places for tile in module.tiles(folder, place, archive.grid)]
-    return archive.publish(shard, split, tiles, inputs) if tiles else 0
+    return archive.publish(shard, split, tiles, inputs)
 
 
 def ingest(layout: str, folder: str, archive_url: str, grid: Grid) -> dict[str, Any]:
@@ -32,21 +33,27 @@ def ingest(layout: str, folder: str, archive_url: str, grid: Grid) -> dict[str, 
     by_split: dict[str, list[str]] = defaultdict(list)
     for place, split in split_places(places).items():
         by_split[split].append(place)
-    tasks = {}
+    tasks, made, wanted = {}, archive.inputs(), set()
     for split, members in by_split.items():
         size = min(PLACES_PER_SHARD, max(1, len(members) // 4))
         for number, first in enumerate(range(0, len(members), size)):
             chosen, shard = sorted(members[first : first + size]), f"{layout}_{split}_{number}"
             inputs = hashlib.sha256(json.dumps([layout, folder, split, chosen]).encode()).hexdigest()
-            if archive.inputs_of(shard) != inputs:
+            wanted.add(shard)
+            if made.get(shard) != inputs:
                 tasks[_write_shard.remote(archive, layout, folder, shard, split, chosen, inputs)] = shard
     written = sum(num_tiles > 0 for _, num_tiles in gather(tasks, f"ingest {layout}"))
-    if written:
-        write_statistics(archive)
+    stale = [shard for shard in made if re.fullmatch(rf"{layout}_[a-z]+_\d+", shard) and shard not in wanted]
+    for shard in stale:
+        archive.withdraw(shard)
+    write_statistics(archive)
     return {
         "archive": archive.url,
         "layout": layout,
         "places": len(places),
         "shards_written": written,
+        "shards_withdrawn": len(stale),
+        "shards_up_to_date": len(wanted) - len(tasks),
+        "digest": archive.digest(),
         **inventory(archive),
     }

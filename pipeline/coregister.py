@@ -5,7 +5,7 @@ Pure functions of scenes and a grid; the job spreads them over a cluster and pub
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -61,13 +61,16 @@ def common_sensors(scenes: Sequence[Scene], known: dict[str, Sensor]) -> dict[st
     return sensors
 
 
-def references(scenes: Sequence[Scene], sensor_name: str | None, settled: Collection[str] = ()) -> dict[str, Scene | None]:
+def references(
+    scenes: Sequence[Scene], sensor_name: str | None, settled: Mapping[str, str | None] | None = None
+) -> dict[str, Scene | None]:
     """Return, for each scene id, the scene it is registered to; None for those that stay where they are.
 
-    Scenes whose ids are `settled` come before all others: what is in an archive is not moved by what is added. The
+    `settled` says so already for scenes that are in an archive: nothing there is moved by what is added. Otherwise the
     earliest scene of the reference sensor over some ground holds; later ones follow it, and other sensors follow the
     reference scene nearest in time.
     """
+    settled = settled or {}
     if sensor_name is None:
         optical = [s for s in scenes if s.sensor.quantity.endswith("reflectance")]
         counts = [scene.sensor.name for scene in (optical or scenes)]
@@ -76,8 +79,12 @@ def references(scenes: Sequence[Scene], sensor_name: str | None, settled: Collec
     if not held:
         known = ", ".join(sorted({s.sensor.name for s in scenes}))
         raise InputError(f"reference sensor '{sensor_name}' has no scene here (sensors: {known})")
+    by_id = {scene.id: scene for scene in scenes}
     chosen: dict[str, Scene | None] = {}
     for scene in scenes:
+        if scene.id in settled:
+            chosen[scene.id] = by_id.get(settled[scene.id] or "")
+            continue
         over = [other for other in held if _overlap(other, scene) > 0]
         if scene.sensor.name == sensor_name:
             earlier = [other for other in over if held.index(other) < held.index(scene)]

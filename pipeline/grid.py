@@ -1,7 +1,8 @@
-"""The fixed tiling grid: which square of ground is which site, and which sites make a shard.
+"""The fixed tiling grid: which square of ground is which site, which sites make a shard, and which split a site is in.
 
 Sites are squares of a UTM zone counted from its origin, so any sensor and date of the same ground has the same site.
-Knows geometry only; reads nothing.
+Splits go by blocks of shards, with a gap of unused sites around val and test where one is asked for. Knows geometry
+only; reads nothing.
 """
 
 import hashlib
@@ -15,8 +16,10 @@ from pyproj import Transformer
 
 from pipeline.errors import InputError
 
-# Within each square of 4 x 4 neighbouring shards: how many go to train, val, test.
+# Within each square of 4 x 4 neighbouring blocks: how many go to train, val, test.
 SPLIT_OF_16 = ("train",) * 10 + ("val",) * 2 + ("test",) * 4
+GAP = "gap"
+EQUATOR_NORTHING_M = {"N": 0.0, "S": 10_000_000.0}
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,54 @@ class ShardCell:
 
 @dataclass(frozen=True)
 class Grid:
-    """`site_size_m`: side of a site in metres; `shard_sites`: sites along one side of a shard."""
+    """`site_size_m`: side of a site in metres; `shard_sites`: sites along one side of a shard.
+
+    `block_shards`: shards along one side of a block, the unit of splitting. `gap_sites`: so many sites deep, those of val
+    and test that border on another split are in none ('gap').
+    """
 
     site_size_m: float = 640.0
     shard_sites: int = 4
+    block_shards: int = 1
+    gap_sites: int = 0
 
     def __post_init__(self) -> None:
-        if self.site_size_m <= 0 or self.shard_sites < 1:
-            raise InputError(f"grid needs a positive site size and shard size, found {self.site_size_m} m and {self.shard_sites}")
+        if self.site_size_m <= 0 or self.shard_sites < 1 or self.block_shards < 1:
+            raise InputError(f"grid needs a positive site size, shard size and block size, found {self}")
+        if not 0 <= 2 * self.gap_sites < self.shard_sites * self.block_shards:
+            raise InputError(
+                f"a gap of {self.gap_sites} sites leaves nothing of a block; use larger blocks or a smaller gap: {self}"
+            )
+
+    @property
+    def split_distance_m(self) -> float:
+        """Least distance on the ground between sites of different splits (but for the map's scale error, under 0.1 %)."""
+        return self.gap_sites * self.site_size_m
+
+    def split_of(self, site: Site) -> str:
+        """Return 'train', 'val', 'test' or 'gap' for a site: fixed for ever."""
+        split = self._block_split(site.zone, site.column, site.row)
+        if split == "train" or not self.gap_sites:
+            return split
+        near = (-self.gap_sites, 0, self.gap_sites)  # enough, as a block is wider than the gap
+        around = {self._block_split(site.zone, site.column + i, site.row + j) for i in near for j in near}
+        return GAP if around != {split} or self._is_near_other_zone(site) else split
+
+    def _block_split(self, zone: str, column: int, row: int) -> str:
+        """Return the split of the block that holds a site: balanced within every 4 x 4 blocks."""
+        side = self.shard_sites * self.block_shards
+        column, row = column // side, row // side
+        key = f"{zone}/{column // 4}/{row // 4}".encode()
+        order = np.random.default_rng(list(hashlib.sha256(key).digest()[:8])).permutation(16)
+        return SPLIT_OF_16[order[(column % 4) * 4 + row % 4]]
+
+    def _is_near_other_zone(self, site: Site) -> bool:
+        """Return whether a site of another UTM zone or hemisphere, whose splits are other, may be within the gap."""
+        size, reach = self.site_size_m, self.gap_sites + 2  # a neighbour may be turned and stick out over the border
+        x = (site.column + 0.5 + np.array([-reach, reach])) * size
+        y = np.full(2, (site.row + 0.5) * size)
+        lon, _ = Transformer.from_crs(zone_crs(site.zone), "EPSG:4326", always_xy=True).transform(x, y)
+        return bool((zone_number(lon) != int(site.zone[:-1])).any() or abs(y[0] - EQUATOR_NORTHING_M[site.zone[-1]]) < reach * size)
 
     @property
     def shard_size_m(self) -> float:
@@ -76,7 +119,7 @@ class Grid:
     def sites(self, cell: ShardCell) -> list[tuple[Site, int, int]]:
         """Return the shard's sites with their (row, column) counted from its north-west corner.
 
-        A site belongs to the zone in which its centre lies, so no ground is in two zones.
+        A site belongs to the zone and hemisphere in which its centre lies, so no ground is in two of them.
         """
         n = self.shard_sites
         offsets = [(i, j) for i in range(n) for j in range(n)]
@@ -84,7 +127,9 @@ class Grid:
         x = np.array([(site.column + 0.5) * self.site_size_m for site in sites])
         y = np.array([(site.row + 0.5) * self.site_size_m for site in sites])
         lon, _ = Transformer.from_crs(zone_crs(cell.zone), "EPSG:4326", always_xy=True).transform(x, y)
-        return [(s, i, j) for s, (i, j), own in zip(sites, offsets, zone_number(lon) == int(cell.zone[:-1])) if own]
+        from_equator = (y - EQUATOR_NORTHING_M[cell.zone[-1]]) * (1 if cell.zone[-1] == "N" else -1)
+        is_own = (zone_number(lon) == int(cell.zone[:-1])) & (from_equator > 0)
+        return [(s, i, j) for s, (i, j), own in zip(sites, offsets, is_own) if own]
 
     def cells_over(self, footprint: Geometry) -> set[ShardCell]:
         """Return the shards that `footprint` (any CRS) may touch."""
@@ -109,13 +154,6 @@ class Grid:
         rows = range(math.floor(bounds.bottom / size), math.ceil(bounds.top / size))
         cells = (ShardCell(zone, column, row) for column in columns for row in rows)
         return {cell for cell in cells if self.shard_bounds(cell).polygon.intersects(local)}
-
-
-def split_of(cell: ShardCell) -> str:
-    """Return 'train', 'val' or 'test' for a shard: fixed for ever, and balanced within every 4 x 4 shards."""
-    key = f"{cell.zone}/{cell.column // 4}/{cell.row // 4}".encode()
-    order = np.random.default_rng(list(hashlib.sha256(key).digest()[:8])).permutation(16)
-    return SPLIT_OF_16[order[(cell.column % 4) * 4 + cell.row % 4]]
 
 
 def zone_crs(zone: str) -> str:

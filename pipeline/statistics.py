@@ -1,20 +1,28 @@
-"""Per-band statistics over valid pixels, shard by shard, merged exactly (Chan, Golub & LeVeque 1979)."""
+"""Per-band statistics over valid pixels: counted when a shard is written, kept in it, merged without reading pixels again.
 
-from dataclasses import dataclass
+Means and deviations merge exactly (Chan, Golub & LeVeque 1979); quantiles come from one fixed fine histogram over the
+sensor's valid range, so that any two parts merge by addition. All in physical units.
+"""
+
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from pipeline.archive import Archive
+from pipeline.sensors import Sensor
 
-SAMPLED_PIXELS = 128
+NUM_BINS = 4096
 
 
-@dataclass
-class Moments:
-    """Count, mean and summed squared deviation (band,), the same about each tile's own mean, extremes, and a sample of
+@dataclass(frozen=True)
+class SensorStatistics:
+    """`count` valid pixels; (band,): mean, summed squared deviation, the same about each tile's own mean, extremes.
 
-    pixels (pixel, band) for quantiles."""
+    `histogram` (band, bin) counts over `valid_range`; what lies outside is in the first or last bin.
+    """
 
     count: int
     mean: np.ndarray
@@ -22,53 +30,85 @@ class Moments:
     within: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    sample: np.ndarray
+    histogram: np.ndarray
 
-    def merge(self, other: "Moments") -> "Moments":
+    def merge(self, other: "SensorStatistics") -> "SensorStatistics":
+        """Return the statistics of both parts' pixels together."""
+        if not self.count or not other.count:
+            return self if self.count else other
         count = self.count + other.count
         delta = other.mean - self.mean
-        return Moments(
+        return SensorStatistics(
             count,
             self.mean + delta * (other.count / count),
             self.deviation + other.deviation + delta**2 * (self.count * other.count / count),
             self.within + other.within,
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
-            np.concatenate([self.sample, other.sample]),
+            self.histogram + other.histogram,
         )
 
 
-def shard_moments(archive: Archive, shard: str, sensor_name: str, num_tiles: int) -> Moments | None:
-    """Return the moments of one sensor in one shard in physical units; None where no pixel is valid."""
-    sensor = archive.sensors[sensor_name]
-    total: Moments | None = None
-    for start in range(0, num_tiles, 32):
-        stored, is_valid = archive.read(shard, sensor_name, np.arange(start, min(start + 32, num_tiles)))
-        for tile, valid in zip(sensor.to_physical(stored).transpose(0, 2, 3, 1), is_valid):
-            if valid.any():
-                part = _tile_moments(tile[valid].astype(np.float64))
-                total = part if total is None else total.merge(part)
+def statistics_of(sensor: Sensor, tiles: Iterable[tuple[np.ndarray, np.ndarray]]) -> SensorStatistics:
+    """Return the statistics of tiles given as stored pixels (band, y, x) and validity (y, x)."""
+    num_bands = len(sensor.bands)
+    zero, none = np.zeros(num_bands), np.full(num_bands, np.nan)
+    total = SensorStatistics(0, zero, zero, zero, none, none, np.zeros((num_bands, NUM_BINS), np.int64))
+    for stored, is_valid in tiles:
+        if is_valid.any():
+            total = total.merge(_of_tile(sensor, sensor.to_physical(stored[:, is_valid]).astype(np.float64)))
     return total
 
 
-def _tile_moments(pixels: np.ndarray) -> Moments:
-    mean = pixels.mean(axis=0)
-    deviation = ((pixels - mean) ** 2).sum(axis=0)
-    sample = pixels[:: max(1, len(pixels) // SAMPLED_PIXELS)]
-    return Moments(len(pixels), mean, deviation, deviation, pixels.min(axis=0), pixels.max(axis=0), sample)
+def _of_tile(sensor: Sensor, pixels: np.ndarray) -> SensorStatistics:
+    low, high = sensor.valid_range
+    mean = pixels.mean(axis=1)
+    deviation = ((pixels - mean[:, None]) ** 2).sum(axis=1)
+    bins = np.clip((pixels - low) * (NUM_BINS / (high - low)), 0, NUM_BINS - 1).astype(np.int64)
+    histogram = np.stack([np.bincount(band, minlength=NUM_BINS) for band in bins])
+    return SensorStatistics(pixels.shape[1], mean, deviation, deviation, pixels.min(axis=1), pixels.max(axis=1), histogram)
 
 
-def summarise(moments: Moments, bands: tuple[str, ...]) -> dict[str, Any]:
+def quantiles(statistics: SensorStatistics, valid_range: tuple[float, float], wanted: tuple[float, ...]) -> np.ndarray:
+    """Return quantiles (quantile, band), right to one bin of the histogram, and never outside the extremes."""
+    edges = np.linspace(*valid_range, NUM_BINS + 1)
+    shares = np.array(wanted) * statistics.count
+    found = [np.interp(shares, np.concatenate([[0], np.cumsum(band)]), edges) for band in statistics.histogram]
+    return np.clip(np.stack(found, axis=1), statistics.low, statistics.high)
+
+
+def summarise(statistics: SensorStatistics, sensor: Sensor) -> dict[str, Any]:
     """Return what `statistics.json` says of one sensor: lists over `bands`, physical units."""
-    low, high = np.percentile(moments.sample, [2, 98], axis=0)
+    low, median, high = quantiles(statistics, sensor.valid_range, (0.02, 0.5, 0.98))
     return {
-        "bands": list(bands),
-        "count": int(moments.count),
-        "mean": moments.mean.tolist(),
-        "std": np.sqrt(moments.deviation / moments.count).tolist(),
-        "std_within_tile": np.sqrt(moments.within / moments.count).tolist(),
-        "min": moments.low.tolist(),
-        "max": moments.high.tolist(),
+        "bands": list(sensor.band_names),
+        "count": statistics.count,
+        "mean": statistics.mean.tolist(),
+        "std": np.sqrt(statistics.deviation / statistics.count).tolist(),
+        "std_within_tile": np.sqrt(statistics.within / statistics.count).tolist(),
+        "min": statistics.low.tolist(),
+        "max": statistics.high.tolist(),
         "percentile_2": low.tolist(),
+        "median": median.tolist(),
         "percentile_98": high.tolist(),
     }
+
+
+def write_table(by_sensor: dict[str, SensorStatistics]) -> bytes:
+    """Return Parquet with one row per sensor and band."""
+    frames = []
+    for name, statistics in by_sensor.items():
+        columns = {key: list(value) if isinstance(value, np.ndarray) else value for key, value in asdict(statistics).items()}
+        frames.append(pd.DataFrame({"sensor": name, **columns}))
+    buffer = io.BytesIO()
+    pd.concat(frames).to_parquet(buffer, compression="zstd", index=False)
+    return buffer.getvalue()
+
+
+def read_table(content: bytes) -> dict[str, SensorStatistics]:
+    """Read what `write_table` returned."""
+    found = {}
+    for name, rows in pd.read_parquet(io.BytesIO(content)).groupby("sensor"):
+        columns = {key: rows[key].to_numpy() for key in ("mean", "deviation", "within", "low", "high")}
+        found[str(name)] = SensorStatistics(int(rows["count"].iloc[0]), **columns, histogram=np.stack(rows["histogram"].tolist()))
+    return found

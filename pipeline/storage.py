@@ -1,18 +1,20 @@
 """Files by URL: the same few operations on a local folder and on `s3://`.
 
-Decides how things become visible all at once: a small file is replaced whole, a folder is moved or uploaded under its
-final name. Credentials and endpoint come from the usual environment (AWS_*), never from here.
+Decides how things become visible all at once: a small file is replaced or created whole, a folder is moved or uploaded
+under its final name; and that a store which stays unreachable is one clear line. Credentials and endpoint come from the
+usual environment (AWS_*), never from here.
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,39 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import InputError
 
+# Below them s3fs tries each request again, waiting longer each time, for about half a minute.
+S3_OPTIONS = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"mode": "standard", "max_attempts": 3}}}
+STAGING_SUFFIX = ".staged"
+STALE_SECONDS = 3600.0
+
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of `url` and the path within it."""
     try:
-        return fsspec.url_to_fs(str(url))
+        return fsspec.url_to_fs(str(url), **(S3_OPTIONS if str(url).startswith("s3://") else {}))
     except ValueError as error:
         raise InputError(f"cannot use '{url}': {error}; give a local path or an s3:// URL") from None
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    import aiohttp  # here and not above: a local archive needs neither
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return OSError, BotoCoreError, ClientError, aiohttp.ClientError
+
+
+@contextmanager
+def _one_line(action: str, url: str) -> Iterator[None]:
+    """Turn what is left of a store's failure after all retries into an InputError; a missing file stays what it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except _store_errors() as error:
+        if is_local(url):
+            raise
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot {action} '{url}' after several tries ({cause}); check the store and run this again") from None
 
 
 def is_local(url: str) -> bool:
@@ -45,40 +73,72 @@ def join(url: str, *parts: str) -> str:
 
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    return fs.exists(path)
+    with _one_line("look for", url):
+        fs.invalidate_cache(path)
+        return fs.exists(path)
 
 
 def names(url: str) -> list[str]:
     """Return the sorted names directly inside folder `url`; a missing folder is empty."""
     fs, path = filesystem(url)
-    fs.invalidate_cache(path)
-    if not fs.exists(path):
+    fs.invalidate_cache()
+    try:
+        with _one_line("list", url):
+            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    except FileNotFoundError:
         return []
-    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
 
 
 def remove(url: str) -> None:
     """Remove a file or folder if it is there."""
     fs, path = filesystem(url)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    with _one_line("remove", url):
+        fs.invalidate_cache()
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
 
 
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
-    return fs.cat_file(path)
+    with _one_line("read", url):
+        return fs.cat_file(path)
 
 
 def write_bytes(url: str, content: bytes) -> None:
     """Replace the file at `url`: a reader sees the old content or the new, never a part."""
     fs, path = filesystem(url)
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, content)
+        with _one_line("write", url):
+            fs.pipe_file(path, content)
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    Path(temporary).write_bytes(content)
+    temporary = _staging_path(path)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def create_bytes(url: str, content: bytes) -> bool:
+    """Write the file at `url` unless there is one: of several that try at once, one succeeds. Return whether it was this one."""
+    fs, path = filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        if exists(url):
+            return False
+        try:
+            with _one_line("write", url):
+                fs.pipe_file(path, content, mode="create")  # a conditional put
+        except (FileExistsError, InputError):
+            if exists(url):
+                return False
+            raise
+        return True
+    temporary = _staging_path(path)
+    temporary.write_bytes(content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
 
 
 def append_line(url: str, line: str) -> None:
@@ -98,21 +158,33 @@ def read_json(url: str) -> Any:
 
 
 def write_json(url: str, content: Any) -> None:
-    write_bytes(url, json.dumps(content, indent=1, default=str).encode() + b"\n")
+    write_bytes(url, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    return json.dumps(content, indent=1, default=str).encode() + b"\n"
+
+
+def _staging_path(path: str) -> Path:
+    """Return a new hidden path beside local `path`, so that publishing is a rename."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    return Path(folder) / f".{name}.{uuid.uuid4().hex[:8]}{STAGING_SUFFIX}"
 
 
 @contextmanager
 def staged_folder(url: str) -> Iterator[Path]:
-    """Yield a private local folder; on leaving without error it becomes the folder at `url`, replacing any other."""
+    """Yield a private local folder; on leaving without error it becomes the folder at `url`, replacing any other.
+
+    A folder has one writer at a time: what a killed one left staged is removed first, and one that is still alive then
+    fails instead of publishing late.
+    """
     fs, path = filesystem(url)
     local = isinstance(fs, LocalFileSystem)
-    if local:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    # Beside its destination where possible, so that publishing is a rename; the dot keeps it out of listings.
-    parent = os.path.dirname(path) if local else tempfile.gettempdir()
-    prefix = f".{os.path.basename(path)}.{socket.gethostname()}."
-    _remove_abandoned(Path(parent), prefix)
-    staging = Path(parent) / f"{prefix}{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    upload_from = os.path.join(tempfile.gettempdir(), f"terraloom-{hashlib.sha256(path.encode()).hexdigest()[:16]}")
+    staging = _staging_path(path if local else os.path.join(upload_from, "folder"))
+    for left in staging.parent.glob(f".{glob.escape(os.path.basename(path) if local else 'folder')}.*{STAGING_SUFFIX}"):
+        shutil.rmtree(left, ignore_errors=True)
     staging.mkdir()
     try:
         yield staging
@@ -120,17 +192,32 @@ def staged_folder(url: str) -> Iterator[Path]:
         if local:
             os.replace(staging, path)
         else:
-            fs.put(str(staging) + "/", path, recursive=True)
+            with _one_line("write", url):
+                fs.put(str(staging) + "/", path, recursive=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if not local:
+            with suppress(OSError):
+                os.rmdir(upload_from)
 
 
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove what killed writers of the same folder on this machine left behind."""
-    for left in parent.glob(f"{prefix}*"):
-        pid = left.name.removeprefix(prefix).split(".")[0]
-        if not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            shutil.rmtree(left, ignore_errors=True)
+def remove_stale(url: str) -> tuple[int, int]:
+    """Remove what killed writers left staged in local folder `url`; return how many, and how many are too young to be sure."""
+    fs, path = filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        return 0, 0  # an upload is staged on the uploading machine and removed by the next one
+    removed = young = 0
+    for left in Path(path).glob(f".*{STAGING_SUFFIX}"):
+        newest = max((p.stat().st_mtime for p in (left, *left.rglob("*")) if p.exists()), default=0.0)
+        if time.time() - newest < STALE_SECONDS:
+            young += 1
+        elif left.is_dir():
+            shutil.rmtree(left)
+            removed += 1
+        else:
+            left.unlink(missing_ok=True)
+            removed += 1
+    return removed, young
 
 
 @contextmanager
@@ -142,23 +229,25 @@ def local_copy(url: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "copy"
-        fs.get(path.rstrip("/") + "/", str(target), recursive=True)
+        with _one_line("read", url):
+            fs.get(path.rstrip("/") + "/", str(target), recursive=True)
         yield target
 
 
-def size(url: str) -> int:
-    """Return the bytes of all files under `url`."""
+def files(url: str) -> dict[str, int]:
+    """Return {path below folder `url`: size in bytes} of all its files, in name order."""
     fs, path = filesystem(url)
-    return int(sum(entry["size"] for entry in fs.find(path, detail=True).values()))
+    with _one_line("list", url):
+        fs.invalidate_cache()
+        found = fs.find(path.rstrip("/"), detail=True)
+    return {name[len(path.rstrip("/")) + 1 :]: int(found[name]["size"]) for name in sorted(found)}
 
 
-def folder_digest(url: str) -> str:
-    """Return the SHA-256 over the names and contents of all files under `url`, in name order."""
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
+def folder_digest(url: str, without: str = "") -> str:
+    """Return the SHA-256 over the names and contents of all files under `url` but `without`, in name order."""
     digest = hashlib.sha256()
-    root = path.rstrip("/")
-    for file in sorted(fs.find(root)):
-        digest.update(file[len(root) :].encode())
-        digest.update(fs.cat_file(file))
+    for name in files(url):
+        if name != without:
+            digest.update(f"/{name}".encode())
+            digest.update(read_bytes(join(url, name)))
     return digest.hexdigest()

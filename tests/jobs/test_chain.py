@@ -154,7 +154,7 @@ def test_archive_of_another_version_is_refused(archive: str, tmp_path: Path) -> 
     (other / "archive.json").write_text(json.dumps(index | {"schema_version": 99}))
     done = terraloom("pretrain", "msgfm_tiny", str(other), str(tmp_path / "run"))
     assert done.returncode == 2
-    assert "has schema version 99, this program reads version 1" in done.stderr
+    assert "has schema version 99, this program reads version 2" in done.stderr
 
 
 def test_folder_of_corrupt_scenes_is_refused(tmp_path: Path) -> None:
