@@ -124,7 +124,7 @@ def check_survives(nodes: Nodes, command: list[str], tmp_path: Path) -> None:
 
 
 def test_coregister_survives_kills(nodes: Nodes, planet: Path, tmp_path: Path) -> None:
-    command = ["coregister", "--register", "False", "--grid.shard-sites", "1", str(planet / "scenes")]
+    command = ["coregister", "--register", "False", "--shard-sites", "1", str(planet / "scenes")]
     check_survives(nodes, command, tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_two_jobs_at_once_on_disjoint_ground_lose_nothing(nodes: Nodes, tmp_path
             ) as file:
                 file.write(rng.integers(1, 250, (count, *shape)).astype(dtype))
         scan_folder(str(folder), sensor, "2020-01-01T00:00:00Z", None)
-    archive, options = str(tmp_path / "archive"), ["--register", "False", "--grid.shard-sites", "2"]
+    archive, options = str(tmp_path / "archive"), ["--register", "False", "--shard-sites", "2"]
     both = [nodes.start("coregister", *options, str(tmp_path / sensor), archive) for sensor in ("rgb_aerial", "dsm")]
     for process in both:
         _, errors = process.communicate(timeout=300)
