@@ -77,6 +77,7 @@ def nodes() -> Iterator[Nodes]:
 def disturb(nodes: Nodes, command: list[str], archive: Path, wanted: int, rng: np.random.Generator) -> list[str]:
     """Run `command`, killing up to `wanted` times, each time after some more has been published; return what was killed."""
     killed: list[str] = []
+    kinds = [str(kind) for _ in range(wanted) for kind in rng.permutation(KINDS)]
     process, seen = nodes.start(*command), 0
     while len(killed) < wanted:
         while process.poll() is None and (parts := len(list(archive.glob("catalog/[!.]*.parquet")))) <= seen:
@@ -86,9 +87,12 @@ def disturb(nodes: Nodes, command: list[str], archive: Path, wanted: int, rng: n
             assert process.returncode == 0, process.communicate()[1]
             return killed
         seen = parts
-        kind = KINDS[(len(killed) + int(rng.integers(2))) % 3] if wanted > 3 else KINDS[len(killed) % 3]
-        if kind == "worker" and not nodes.kill_worker(rng):
-            continue
+        kind = kinds[len(killed)]
+        if kind == "worker":
+            while not nodes.kill_worker(rng) and process.poll() is None:
+                time.sleep(0.01)
+            if process.poll() is not None:
+                continue
         if kind == "node":
             nodes.kill_node(rng)
         if kind == "driver":
