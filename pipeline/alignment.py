@@ -31,7 +31,7 @@ class Alignment:
     grid: GeoBox | None = None
     """The north-up grid whose pixels `field` is in."""
     unit_m: float | None = None
-    """Pieces never cross multiples of this from a grid's corner, so that a site's pixels do not depend on what is read with it."""
+    """Pieces never cross multiples of this from a grid's corner: a site's pixels do not depend on what is read with it."""
 
     def stated(self, x: np.ndarray, y: np.ndarray, crs: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the coordinates (N,), (N,) that the scene states for what truly lies at (x, y) of `crs`."""
@@ -63,16 +63,21 @@ class Alignment:
     def pieces(self, geobox: GeoBox) -> Iterator[tuple[tuple[slice, slice], Affine]]:
         """Yield (window, transform): for each piece of `geobox`, where in stated coordinates its pixels must be read."""
         rows, columns = geobox.shape
+        unit = max(rows, columns) if self.unit_m is None else round(self.unit_m / geobox.resolution.x)
+        moved = None
         if self.field is None or self.grid is None:
-            yield (slice(0, rows), slice(0, columns)), geobox.transform
+            moved = 0.0, 0.0
         elif self.field.kind == "shift" and self.grid.crs == geobox.crs:
-            x, y = self.stated(np.zeros(1), np.zeros(1), geobox.crs)
-            yield (slice(0, rows), slice(0, columns)), Affine.translation(x[0], y[0]) @ geobox.transform
-        else:
-            unit = max(rows, columns) if self.unit_m is None else round(self.unit_m / geobox.resolution.x)
-            for top in range(0, rows, unit):
-                for left in range(0, columns, unit):
-                    yield from self._cut(geobox, top, left, min(unit, rows - top), min(unit, columns - left))
+            (x,), (y,) = self.stated(np.zeros(1), np.zeros(1), geobox.crs)
+            moved = float(x), float(y)
+        for top in range(0, rows, unit):
+            for left in range(0, columns, unit):
+                size = min(unit, rows - top), min(unit, columns - left)
+                if moved is None:
+                    yield from self._cut(geobox, top, left, *size)
+                else:
+                    place = Affine.translation(*moved) @ geobox.transform @ Affine.translation(left, top)
+                    yield (slice(top, top + size[0]), slice(left, left + size[1])), place
 
     def _cut(self, geobox: GeoBox, top: int, left: int, rows: int, columns: int) -> Iterator[tuple[tuple[slice, slice], Affine]]:
         offsets = np.array([(0.5, 0.5), (0.5, 0), (0.5, 1), (0, 0.5), (1, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)])

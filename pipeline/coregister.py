@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ class Comparison:
     reference_alignment: Alignment
     max_shift_m: float
 
-    @property
+    @cached_property
     def grid(self) -> GeoBox:
         """The UTM pixels of their overlap at the coarser GSD."""
         overlap = self.scene.footprint & self.reference.footprint
@@ -134,16 +135,22 @@ class Comparison:
         """Return the one shift of the whole, seen at no more than 2048 px a side."""
         factor = max(1, -(-max(self.grid.shape) // BLOCK_PX))
         grid = self.grid.zoom_out(factor) if factor > 1 else self.grid
-        found = coarse_shift(*self._read(grid), self.max_shift_m / grid.resolution.x)
+        images = self._whole if len(self.blocks()) == 1 else self._read(grid)
+        found = coarse_shift(*images, self.max_shift_m / grid.resolution.x)
         return replace(found, shift_px=found.shift_px * factor)
 
     def points(self, block: tuple[slice, slice], coarse: Coarse) -> Points:
         """Return the shifts measured in one block, places counted in `grid`."""
-        found = tie_points(*self._read(self.grid[block]), coarse, self.spacing_px)
+        images = self._whole if len(self.blocks()) == 1 else self._read(self.grid[block])
+        found = tie_points(*images, coarse, self.spacing_px)
         return replace(found, y=found.y + block[0].start, x=found.x + block[1].start)
 
     def conclude(self, points: list[Points], coarse: Coarse) -> Alignment:
         return aligned(conclude(Points.join(points), coarse, self.spacing_px), self.grid, self.reference.id)
+
+    @cached_property
+    def _whole(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self._read(self.grid)
 
     def _read(self, geobox: GeoBox) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         try:
