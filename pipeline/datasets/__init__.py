@@ -1,7 +1,8 @@
 """One module per public layout of ready-made chips.
 
 Each says `LABELS`, `sensors()`, `places(folder)` (names of the places found) and `tiles(folder, place, grid)`. A place
-is the unit of splitting: all its tiles go to one split.
+is the unit of splitting: all its tiles go to one split. A layout with an official split adds `splits(folder)`, place ->
+split; otherwise places are split by the hashes of their names.
 """
 
 import difflib
