@@ -82,7 +82,7 @@ def fit(
     if len(points) < 3:
         return None
     origin = points.centre.mean(axis=0)
-    design, weight = _design(points.centre, origin), np.clip(points.height, 0, 20)
+    design, weight = _design(points.centre, origin), np.clip(points.height, 1e-3, 20)  # of flat windows the height is zero
     judges = generator.permutation(len(points))[:MAX_JUDGES]
     seen = design[judges], points.shift[judges], weight[judges]
     best = max(_hypotheses(*seen, generator), key=lambda c: _support(seen[0] @ c, *seen[1:]))

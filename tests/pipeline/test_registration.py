@@ -106,6 +106,15 @@ def test_flat_or_empty_images_are_not_moved() -> None:
         assert found.reason == reason
 
 
+def test_image_that_is_flat_but_for_a_corner_is_not_moved() -> None:
+    """No window shows anything in both: no exception, no shift."""
+    image, corner = inner(texture(0)), np.zeros((1, 320, 320), np.float32)
+    corner[0, :2, :2] = 5.0
+    for found in (match(image, corner, VALID, VALID, 10), match(corner, corner[:, ::-1].copy(), VALID, VALID, 10)):
+        assert found.field is None
+        assert found.confidence < MIN_CONFIDENCE
+
+
 def test_shift_beyond_the_limit_is_not_applied() -> None:
     image = texture(0)
     found = match(inner(image), inner(ndimage.shift(image, (0, 9))), VALID, VALID, 5)
