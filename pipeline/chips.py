@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from odc.geo.geobox import GeoBox
 from PIL import Image, UnidentifiedImageError
+from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 
 from pipeline.errors import InputError
@@ -63,7 +64,10 @@ def read_chip(path: Path, num_bands: int) -> Chip:
             raise InputError(f"'{path}' has {source.count} bands, expected {num_bands}")
         if source.crs is None:
             raise InputError(f"'{path}' has no CRS; expected a georeferenced chip")
-        pixels, nodata = source.read(), source.nodata
+        try:
+            pixels, nodata = source.read(), source.nodata
+        except RasterioError as error:
+            raise InputError(f"cannot read '{path}': {str(error).splitlines()[0]}") from None
         crs, transform = str(source.crs), source.transform
     is_valid = np.isfinite(pixels).all(axis=0)
     if nodata is not None and np.isfinite(nodata):

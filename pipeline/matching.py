@@ -13,6 +13,8 @@ from scipy import fft, ndimage
 BATCH = 16
 """Windows correlated at once; bounds the memory of a call."""
 NEWTON_STEPS = 4
+FLAT_VARIANCE = 1e-8
+"""Windows whose structure varies less show nothing but rounding; textured ones have about 0.1."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def correlate(
     """Yield (spectrum, surface) batches of windows around `centres` (N, 2), the moving ones displaced by `guess` (N, 2) int.
 
     Descriptors are (3, y, x). A surface (n, size, size) peaks where the window's shift beyond its guess is, zero at
-    [0, 0], wrapping; `spectrum` is its half transform. `whitening` 0 is correlation, 1 phase correlation; `smoothing_px`
-    takes off the waves near the pixel size, where edges of sampled images pull towards whole pixels.
+    [0, 0], wrapping, and is all zero where one of the two is flat; `spectrum` is its half transform. `whitening` 0 is
+    correlation, 1 phase correlation; `smoothing_px` takes off the waves near the pixel size, where edges of sampled images
+    pull towards whole pixels.
     """
     wave = np.hypot(fft.fftfreq(size_px)[:, None], fft.rfftfreq(size_px))
     low_pass = np.exp(-2 * (np.pi * smoothing_px * wave) ** 2).astype(np.float32)
@@ -109,7 +112,8 @@ def correlate(
         spectrum = (np.conj(fixed) * moved).sum(axis=1)
         energy = (np.abs(fixed) ** 2).sum(axis=1) * (np.abs(moved) ** 2).sum(axis=1)
         spectrum /= (energy + 1e-12 * energy.max() + 1e-30) ** (whitening / 2)
-        spectrum *= low_pass
+        is_flat = np.minimum(*((np.abs(f) ** 2).sum(axis=(1, 2, 3)) for f in (fixed, moved))) < FLAT_VARIANCE * size_px**4
+        spectrum *= low_pass * ~is_flat[:, None, None]
         spectrum[:, 0, 0] = 0
         surface = fft.irfft2(spectrum, s=(size_px, size_px))
         scale = surface.std(axis=(1, 2), keepdims=True) + 1e-30

@@ -9,7 +9,7 @@ import numpy as np
 import rasterio
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 from rasterio.vrt import WarpedVRT
 
@@ -31,7 +31,7 @@ def open_raster(href: str) -> Iterator[rasterio.DatasetReader]:
     with rasterio.Env(session=DummySession(), **options):
         try:
             dataset = rasterio.open(path)
-        except RasterioIOError as error:
+        except RasterioError as error:
             raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
         with dataset:
             yield dataset

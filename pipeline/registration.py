@@ -163,7 +163,8 @@ def _measure(fixed: np.ndarray, moved: np.ndarray, centres: np.ndarray, field: F
     batches = correlate(fixed, moved, centres, guess, size, WHITENING, SMOOTHING_PX)
     shifts, heights = zip(*(peak(*batch, FINE_RADIUS_PX) for batch in batches))
     shift, place = guess + np.concatenate(shifts), centres.astype(float)
-    return Points(place[:, 0], place[:, 1], shift[:, 0], shift[:, 1], np.concatenate(heights))
+    points = Points(place[:, 0], place[:, 1], shift[:, 0], shift[:, 1], np.concatenate(heights))
+    return points[points.height > 0]  # zero: one of the two is flat there
 
 
 def conclude(points: Points, coarse: Coarse, spacing_px: int = WINDOW_PX // 2) -> Match:

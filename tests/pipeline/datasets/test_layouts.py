@@ -135,6 +135,7 @@ def test_corrupt_chip_is_set_aside_while_the_rest_goes_on(tmp_path: Path, cluste
     assert list(found["refused"]) == ["Forest_5"]
     assert "cannot read" in found["refused"]["Forest_5"]
     assert found["places"] == found["sites"] == 11
+    broken.unlink()
     write(broken, np.full((13, 64, 64), 905, np.uint16))
     again = ingest("eurosat", str(tmp_path / "in"), str(tmp_path / "archive"), GRID)
     assert (again["refused"], again["sites"], again["shards_written"]) == ({}, 12, 1)
