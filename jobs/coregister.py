@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from odc.geo.geobox import GeoBox
 
 from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
@@ -276,14 +277,25 @@ def _save_pictures(
     for scene in ordered:
         reference = _followed(scene, chosen)
         whole = Comparison(scene, reference, alignments[reference.id], 0.0).grid
-        middle = (slice(whole.shape.y // 2 - PICTURE_PX // 2, None), slice(whole.shape.x // 2 - PICTURE_PX // 2, None))
-        geobox = whole[tuple(slice(max(0, s.start), max(0, s.start) + PICTURE_PX) for s in middle)]
+        geobox = max(_picture_windows(whole), key=lambda window: _contrast(reference, window))
         arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, alignments[reference.id])[0].mean(axis=0)
         arrays[f"{scene.id}/before"] = read_structure(scene, geobox)[0].mean(axis=0)
         arrays[f"{scene.id}/after"] = read_structure(scene, geobox, alignments[scene.id])[0].mean(axis=0)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     storage.write_bytes(storage.join(archive.url, "reports", "registration.npz"), buffer.getvalue())
+
+
+def _picture_windows(whole: GeoBox) -> list[GeoBox]:
+    """Return nine windows of a picture's size, spread over the grid."""
+    starts = [[int(share * max(0, n - PICTURE_PX)) for share in (0.2, 0.5, 0.8)] for n in whole.shape]
+    return [whole[y : y + PICTURE_PX, x : x + PICTURE_PX] for y in starts[0] for x in starts[1]]
+
+
+def _contrast(scene: Scene, geobox: GeoBox) -> float:
+    """Return how much there is to see: the spread of clear pixels, less where there are few."""
+    pixels, is_valid = read_structure(scene, geobox)
+    return float(pixels.mean(axis=0)[is_valid].std() * is_valid.mean()) if is_valid.any() else 0.0
 
 
 def _shift_of_centre(scene: Scene, alignment: Alignment) -> Registration:

@@ -36,13 +36,18 @@ def places(folder: str) -> list[str]:
 
 
 def splits(folder: str) -> dict[str, str]:
-    """Return the split that text files beside the classes state; empty where they do not name every patch."""
-    stated: dict[str, str] = {}
-    for split in ("train", "val", "test"):
-        for path in Path(folder).glob(f"**/eurosat*-{split}.txt"):
-            stated |= {Path(line.strip()).stem: split for line in path.read_text().splitlines() if line.strip()}
-    present = places(folder)
-    return {name: stated[name] for name in present} if all(name in stated for name in present) else {}
+    """Return the split that text files beside the classes state; empty where there are none."""
+    files = {path: path.stem.rpartition("-")[::2] for path in sorted(Path(folder).glob("**/eurosat*-*.txt"))}
+    files = {path: found for path, found in files.items() if found[1] in ("train", "val", "test")}
+    if not files:
+        return {}
+    kinds = sorted({kind for kind, _ in files.values()})
+    if len(kinds) > 1:
+        raise InputError(f"'{folder}' has the splits {', '.join(kinds)}; leave the files of one")
+    stated = {Path(line).stem: split for path, (_, split) in files.items() for line in path.read_text().split()}
+    if missing := [name for name in places(folder) if name not in stated]:
+        raise InputError(f"{len(missing)} patches such as '{missing[0]}' are in none of the split files of '{folder}'")
+    return {name: stated[name] for name in places(folder)}
 
 
 def tiles(folder: str, place: str, grid: Grid) -> list[Tile]:

@@ -3,7 +3,8 @@
 Bonafilia et al., CVPR Workshops 2020. 512 x 512 px at 10 m in EPSG:4326; `<chip>_S1Hand.tif` float32 dB (VV, VH),
 `<chip>_S2Hand.tif` 13 bands of top-of-atmosphere reflectance x 10000, `<chip>_LabelHand.tif` (-1 no label, 0 dry, 1
 water), in one folder or in three; also S1 as hundredths of a dB (`_S1Hand_centidB.tif`). Dates are not in the files.
-A chip is a place. The published split is read from `flood_{train,valid,test}_data.csv` where it lies beside them.
+A chip is a place. The published split is read from `flood_{train,valid,test,bolivia}_data.csv`
+where they lie beside them.
 """
 
 import csv
@@ -19,7 +20,12 @@ from pipeline.sensors import Sensor, load_sensor
 
 LABELS = {"water_fraction": Label("fraction", "tile")}
 SUFFIX = "_LabelHand.tif"
-SPLIT_FILES = {"train": "flood_train_data.csv", "val": "flood_valid_data.csv", "test": "flood_test_data.csv"}
+SPLIT_FILES = {
+    "flood_train_data.csv": "train",
+    "flood_valid_data.csv": "val",
+    "flood_test_data.csv": "test",
+    "flood_bolivia_data.csv": "test",
+}
 MIN_LABELLED = 0.5
 
 
@@ -36,17 +42,16 @@ def places(folder: str) -> list[str]:
 
 
 def splits(folder: str) -> dict[str, str]:
-    """Return the published split of the chips that are there; empty where its three files are not."""
-    tables = {split: next(Path(folder).rglob(name), None) for split, name in SPLIT_FILES.items()}
-    if not all(tables.values()):
-        return {}
-    present = set(places(folder))
-    found: dict[str, str] = {}
-    for split, path in tables.items():
-        with open(str(path), newline="") as file:
-            chips = (Path(row[0]).name.removesuffix("_S1Hand.tif") for row in csv.reader(file) if row)
-            found |= {chip: split for chip in chips if chip in present}
-    return found
+    """Return the published split, Bolivia's chips, held out by the authors, in test; empty where no file states it."""
+    tables = {path: split for name, split in SPLIT_FILES.items() for path in Path(folder).rglob(name)}
+    stated: dict[str, str] = {}
+    for path, split in tables.items():
+        with open(path, newline="") as file:
+            stated |= {Path(row[0]).name.removesuffix("_S1Hand.tif"): split for row in csv.reader(file) if row}
+    missing = [name for name in places(folder) if name not in stated]
+    if tables and missing:
+        raise InputError(f"{len(missing)} chips such as '{missing[0]}' are in none of {', '.join(SPLIT_FILES)} under '{folder}'")
+    return {name: stated[name] for name in places(folder)} if tables else {}
 
 
 def tiles(folder: str, place: str, grid: Grid) -> list[Tile]:

@@ -124,7 +124,7 @@ def store() -> Iterator[Proxy]:
         for key, value in {**settings, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.server_address[1]}"}.items():
             patched.setenv(key, value)
         S3FileSystem.clear_instance_cache()
-        boto3.client("s3").create_bucket(Bucket="earth")
+        boto3.client("s3").create_bucket(Bucket="stumbling")  # not that of test_s3: moto keeps one state a process
         yield proxy
     S3FileSystem.clear_instance_cache()
     proxy.shutdown()
@@ -134,7 +134,7 @@ def store() -> Iterator[Proxy]:
 @pytest.fixture
 def archive(store: Proxy) -> Iterator[Archive]:
     store.calm()
-    made = create_archive("s3://earth/archive", GRID, {"sentinel1_grd": load_sensor("sentinel1_grd")}, {})
+    made = create_archive("s3://stumbling/archive", GRID, {"sentinel1_grd": load_sensor("sentinel1_grd")}, {})
     if "s_0" not in made.published():
         made.publish("s_0", "train", make_tiles(4), "inputs")
     yield made
@@ -169,7 +169,7 @@ def test_wrong_bytes_are_never_pixels(archive: Archive, store: Proxy, fault: str
 def test_a_store_that_never_recovers_is_one_line(archive: Archive, store: Proxy, fault: str) -> None:
     store.for_ever = fault
     with pytest.raises(
-        InputError, match=r"cannot \w+.* 's3://earth/archive/.*' after several tries \(.+\); check the store"
+        InputError, match=r"cannot \w+.* 's3://stumbling/archive/.*' after several tries \(.+\); check the store"
     ) as caught:
         archive.read("s_0", "sentinel1_grd", np.arange(4))
     assert "\n" not in str(caught.value)
@@ -190,7 +190,7 @@ def test_a_shard_is_published_over_faults(archive: Archive, store: Proxy, fault:
 
 def test_a_failed_upload_is_not_published(archive: Archive, store: Proxy) -> None:
     store.method, store.where, store.for_ever = "PUT", "s_2.zarr/sentinel1_grd/valid/c", "503"
-    with pytest.raises(InputError, match=r"cannot write 's3://earth/archive/shards/s_2\.zarr' after several tries"):
+    with pytest.raises(InputError, match=r"cannot write 's3://stumbling/archive/shards/s_2\.zarr' after several tries"):
         archive.publish("s_2", "val", make_tiles(2), "inputs")
     store.calm()
     assert "s_2" not in archive.published()
@@ -205,12 +205,12 @@ def test_of_many_creators_one_wins(store: Proxy) -> None:
     store.calm()
     won = []
     threads = [
-        threading.Thread(target=lambda n=n: won.append(n) if storage.create_bytes("s3://earth/one", b"%d" % n) else None)
+        threading.Thread(target=lambda n=n: won.append(n) if storage.create_bytes("s3://stumbling/one", b"%d" % n) else None)
         for n in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert storage.read_bytes("s3://earth/one") == b"%d" % won[0]
+    assert storage.read_bytes("s3://stumbling/one") == b"%d" % won[0]
     assert len(won) == 1

@@ -69,6 +69,11 @@ def test_sen1floods11_takes_the_published_split(tmp_path: Path) -> None:
     for split, chips in (("train", "Ghana_1"), ("valid", "Ghana_2"), ("test", "India_3")):
         (tmp_path / f"flood_{split}_data.csv").write_text(f"{chips}_S1Hand.tif,{chips}_LabelHand.tif\nPeru_9_S1Hand.tif,x\n")
     assert sen1floods11.splits(str(tmp_path)) == {"Ghana_1": "train", "Ghana_2": "val", "India_3": "test"}
+    write(tmp_path / "LabelHand" / "Bolivia_4_LabelHand.tif", np.zeros((1, 64, 64), np.int16))
+    with pytest.raises(InputError, match=r"1 chips such as 'Bolivia_4' are in none of flood_train_data.csv"):
+        sen1floods11.splits(str(tmp_path))
+    (tmp_path / "flood_bolivia_data.csv").write_text("Bolivia_4_S1Hand.tif,Bolivia_4_LabelHand.tif\n")
+    assert sen1floods11.splits(str(tmp_path))["Bolivia_4"] == "test"
 
 
 def test_sen12mscr_pairs_real_patches(shared_data: Path) -> None:
@@ -107,8 +112,13 @@ def test_eurosat_bands_labels_and_split(tmp_path: Path) -> None:
     assert tile.transform == (10, 0, 500_000, 0, -10, 5_000_000)
     assert eurosat.splits(str(tmp_path)) == {}
     (tmp_path / "eurosat-spatial-train.txt").write_text("Forest_1.jpg\n")
+    with pytest.raises(InputError, match=r"1 patches such as 'River_7' are in none of the split files"):
+        eurosat.splits(str(tmp_path))
     (tmp_path / "eurosat-spatial-test.txt").write_text("River_7.jpg\n")
     assert eurosat.splits(str(tmp_path)) == {"Forest_1": "train", "River_7": "test"}
+    (tmp_path / "eurosat-train.txt").write_text("River_7.jpg\n")
+    with pytest.raises(InputError, match="has the splits eurosat, eurosat-spatial; leave the files of one"):
+        eurosat.splits(str(tmp_path))
 
 
 @pytest.mark.parametrize("layout", [eurosat, sen1floods11, sen12mscr])
