@@ -69,7 +69,9 @@ def _range_faults(content: Mapping[str, Any]) -> list[str]:
             if isinstance(scale, (int, float)) and isinstance(offset, (int, float)) and scale:
                 least, most = sorted((limits.min * scale + offset, limits.max * scale + offset))
                 if low < least - 1e-9 * abs(least) or high > most + 1e-9 * abs(most):
-                    faults.append(f"{content['dtype']} * {scale:g} + {offset:g} holds {least:g} .. {most:g}, not valid_range {low:g} .. {high:g}")
+                    faults.append(
+                        f"{content['dtype']} x {scale:g} + {offset:g} holds {least:g} .. {most:g}, not all of {low:g} .. {high:g}"
+                    )
     return faults
 
 

@@ -1,7 +1,7 @@
-"""Open raster files wherever they lie; read them on any pixel grid with exactly one resampling."""
+"""Open images wherever they lie; read them on any pixel grid with exactly one resampling."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlparse
 
@@ -13,8 +13,12 @@ from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 from rasterio.vrt import WarpedVRT
 
+from pipeline import cube
 from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
+
+# Formats that hold their own pixels: a VRT, or a web service, could lead anywhere.
+DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "JP2KAK", "HFA", "ENVI")
 
 
 @contextmanager
@@ -34,7 +38,14 @@ def open_raster(href: str) -> Iterator[rasterio.DatasetReader]:
         except RasterioError as error:
             raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
         with dataset:
+            if dataset.driver not in DRIVERS:
+                raise InputError(f"'{href}' is a {dataset.driver} file; expected one of {', '.join(DRIVERS)}")
             yield dataset
+
+
+def dtype_of(href: str) -> str:
+    with open_raster(href) as source:
+        return str(source.dtypes[0])
 
 
 def read_on_grid(
@@ -44,25 +55,43 @@ def read_on_grid(
     nodata: float | None,
     alignment: Alignment = UNMOVED,
     categorical: bool = False,
+    variable: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (bands, y, x) in the file's numbers and (y, x) validity of `href` on `geobox`, resampled once.
 
-    What `alignment` knows of the file's displacement is undone inside the same resampling. Finer files are averaged
-    down, others interpolated bilinearly (cubic overshoots at edges); categories take the nearest pixel. Pixels without
-    any valid source are False in validity.
+    `variable` is the one of a cube whose layers `indexes` count. What `alignment` knows of the file's displacement is
+    undone inside the same resampling. Finer files are averaged down, others interpolated bilinearly (cubic overshoots at
+    edges); categories take the nearest pixel. Pixels without any valid source are False in validity.
     """
-    with open_raster(href) as source:
+    pieces = [(window, GeoBox(_shape(window), transform, geobox.crs)) for window, transform in alignment.pieces(geobox)]
+    with _open(href, variable, indexes, [place for _, place in pieces]) as (source, indexes):
         if source.crs is None:
             raise InputError(f"'{href}' has no CRS; data without one goes through 'terraloom ingest'")
         resampling = Resampling.nearest if categorical else _resampling(source, geobox)
         pixels = np.zeros((len(indexes), *geobox.shape), source.dtypes[indexes[0] - 1])
         is_valid = np.zeros(geobox.shape, bool)
-        for window, transform in alignment.pieces(geobox):
-            place = GeoBox(is_valid[window].shape, transform, geobox.crs)
+        for window, place in pieces:
             pixels[:, *window], is_valid[window] = _warp(source, indexes, place, nodata, resampling)
     if np.issubdtype(pixels.dtype, np.floating):
         is_valid &= np.isfinite(pixels).all(axis=0)
     return pixels, is_valid
+
+
+@contextmanager
+def _open(
+    href: str, variable: str | None, indexes: tuple[int, ...], places: Sequence[GeoBox]
+) -> Iterator[tuple[rasterio.DatasetReader, tuple[int, ...]]]:
+    """Yield the raster to read from, and which of its bands are those that `indexes` name."""
+    if variable is None:
+        with open_raster(href) as source:
+            yield source, indexes
+    else:
+        with cube.open_window(href, variable, indexes, places) as source:
+            yield source, tuple(range(1, len(indexes) + 1))
+
+
+def _shape(window: tuple[slice, slice]) -> tuple[int, int]:
+    return window[0].stop - window[0].start, window[1].stop - window[1].start
 
 
 def _warp(

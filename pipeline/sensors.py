@@ -20,7 +20,7 @@ from pipeline.masks import Mask
 from pipeline.units import to_unit
 
 FOLDER = Path(__file__).parent / "sensors"
-SEPARATORS = "_.-"
+SEPARATORS = "_.-"  # the last one last: it stands in a character class
 
 
 class Band(BaseModel):
@@ -56,6 +56,18 @@ class Delivered(BaseModel):
     """Without that metadata the numbers have no unit, and the scene is refused."""
     baseline_offsets: dict[str, float] = {}
     """Offset in the sensor's unit from each processing baseline on, such as "04.00": -0.1."""
+
+    def offset_at(self, baseline: str) -> float:
+        """Return the offset of files of processing baseline `baseline`, such as 05.09."""
+        reached = [since for since in self.baseline_offsets if _version(since) <= _version(baseline)]
+        return self.baseline_offsets[max(reached, key=_version)] if reached else self.offset
+
+
+def _version(baseline: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in baseline.split("."))
+    except ValueError:
+        raise InputError(f"processing baseline '{baseline}' is not a version; expected for example 04.00") from None
 
 
 class Sensor(BaseModel):
@@ -105,14 +117,17 @@ class Sensor(BaseModel):
         """Return the quality layer whose file or asset is called `ending`."""
         return next((mask for mask in self.masks if ending.lower() in (e.lower() for e in mask.endings)), None)
 
+    def is_auxiliary(self, ending: str) -> bool:
+        return any(re.match(rf"{re.escape(name)}([{SEPARATORS}]|$)", ending, re.IGNORECASE) for name in self.auxiliary)
+
     def split_name(self, stem: str) -> tuple[str, str] | None:
         """Return (what is before, ending) of a name that ends in a band, mask or auxiliary layer of this sensor."""
         stem = re.sub(r"_\d+m$", "", stem)  # Sentinel-2 L2A: _B02_10m
         starts = [0, *(i + 1 for i, letter in enumerate(stem) if letter in SEPARATORS)]
         for start in starts:
             ending = stem[start:]
-            is_auxiliary = ending.lower() in (name.lower() for name in self.auxiliary)
-            if self.has_band(ending) or self.mask(ending) or is_auxiliary:
+            # Masks first, and the longest ending first: MSK_DETFOO_B02 is a footprint, not band B02.
+            if self.mask(ending) or self.is_auxiliary(ending) or self.has_band(ending):
                 return stem[: max(0, start - 1)], ending
         return None
 

@@ -39,7 +39,9 @@ def form_of(stated: str, quantity: str) -> str:
     for form in forms(quantity):
         if stated.strip().lower() in SPELLINGS[form]:
             return form
-    raise InputError(f"unit '{stated}' is not one of {quantity} (known: {', '.join(forms(quantity))}); convert it or correct the unit")
+    raise InputError(
+        f"unit '{stated}' is not one of {quantity} (known: {', '.join(forms(quantity))}); convert it or correct the unit"
+    )
 
 
 def to_unit(values: np.ndarray, form: str) -> np.ndarray:
