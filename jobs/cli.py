@@ -276,9 +276,7 @@ def _sensors(arguments: list[str]) -> dict[str, Any]:
         name: Positional[str | None] = None
         """show: a known sensor or a sensor YAML; check: a sensor YAML."""
 
-    options = _parse(
-        Options, arguments, "sensors", "List the known sensors, show one, or check a sensor YAML."
-    )
+    options = _parse(Options, arguments, "sensors", "List the known sensors, show one, or check a sensor YAML.")
     if options.action == "list":
         return list_sensors()
     if options.name is None:

@@ -214,9 +214,7 @@ def _with_numbers(part: Part, given: Given, calibration: Calibration | None, nam
     elif calibration is not None:
         scale, offset = calibration.of(part.bands)
     elif default.needs_metadata:
-        raise InputError(
-            f"has no {part.scene[1]}_MTL file beside it, so its numbers have no unit; add it, or pass --sensor"
-        )
+        raise InputError(f"has no {part.scene[1]}_MTL file beside it, so its numbers have no unit; add it, or pass --sensor")
     elif default.baseline_offsets:
         baseline = next((f"{m[1]}.{m[2]}" for name in names if (m := re.search(r"_N(\d\d)(\d\d)_", name))), None)
         offset = default.offset_at(baseline) if baseline else default.offset
