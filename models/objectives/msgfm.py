@@ -18,7 +18,7 @@ from models.decoders import PixelDecoder
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.initialise import initialise
-from models.masking import block_mask, upsample
+from models.masking import blocks, upsample
 from models.sensor import SensorSpec
 
 EPS = 1e-5
@@ -160,7 +160,7 @@ class Msgfm(nn.Module):
         tiles = batch.tiles[source.name]
         num_samples, device = tiles.is_present.numel(), tiles.pixels.device
         config = self.config
-        mask_Byx = block_mask(num_samples, self._grid(batch, source), config.block_tokens, config.mask_ratio, generator)
+        mask_Byx = blocks(num_samples, self._grid(batch, source), config.block_tokens, config.mask_ratio, generator)
         mask_Byx = mask_Byx.to(device)
         target, level = {}, {}
         for spec in sensors:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from models.batch import Batch
 from models.encoder import EncoderConfig
 from models.errors import InputError
-from models.masking import block_mask
+from models.masking import blocks
 from models.objectives.msgfm import EPS, Msgfm, MsgfmConfig, masked_l1
 from models.sensor import SensorSpec
 
@@ -65,7 +65,7 @@ def test_loss_equals_loops(make_config: MakeConfig, make_batch: Make, specs: Spe
     terms = model(batch, seeded())
 
     draw, source = seeded(), pair[index]
-    mask = block_mask(5, (4, 4), 2, 0.6, draw)
+    mask = blocks(5, (4, 4), 2, 0.6, draw)
     is_cross = torch.rand(5, generator=draw) < 0.5
     assert 0 < is_cross.sum() < 5
     tiles = {spec.name: batch.tiles[spec.name] for spec in pair}
@@ -177,11 +177,11 @@ def test_halves_equal_the_whole(make_config: MakeConfig, make_batch: Make, specs
     batch = spotty(make_batch(specs["optical"], specs["dsm"], num=6))
     batch = change(batch, "dsm", is_valid=batch.tiles["dsm"].is_valid & (torch.arange(6) > 3).view(6, 1, 1, 1))
     parameters = list(model.parameters())
-    mask = block_mask(6, (8, 8), 2, 0.6, seeded())
+    mask = blocks(6, (8, 8), 2, 0.6, seeded())
     is_cross = torch.tensor([True, False, False, False, True, True])
 
     def run(part: slice) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        monkeypatch.setattr("models.objectives.msgfm.block_mask", lambda *_: mask[part])
+        monkeypatch.setattr("models.objectives.msgfm.blocks", lambda *_: mask[part])
         monkeypatch.setattr(model, "_draw_targets", lambda *_: torch.stack([~is_cross[part], is_cross[part]]))
         loss = model(rows(batch, part), seeded())["loss"]
         return loss, torch.autograd.grad(loss, parameters, allow_unused=True)
