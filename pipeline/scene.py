@@ -7,7 +7,7 @@ refuses the rest with the reason. Reading applies each file's own scale and offs
 import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pystac
+from numpy.typing import DTypeLike
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 
@@ -72,7 +73,21 @@ class Scene:
 
         `alignment` corrects the stated coordinates; see `raster.read_on_grid`. Clouds stay valid here.
         """
-        physical = np.zeros((len(bands), *geobox.shape), np.float32)
+        return self._read(geobox, bands, alignment, np.float32, self.sensor.to_physical)
+
+    def read_stored(self, geobox: GeoBox, sensor: Sensor, alignment: Alignment = UNMOVED) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `read` does of all bands of `sensor`, as it stores them."""
+        return self._read(geobox, sensor.band_names, alignment, sensor.dtype, sensor.restored)
+
+    def _read(
+        self,
+        geobox: GeoBox,
+        bands: tuple[str, ...],
+        alignment: Alignment,
+        dtype: DTypeLike,
+        convert: Callable[[np.ndarray, float, float], np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        converted = np.zeros((len(bands), *geobox.shape), dtype)
         is_valid = np.ones(geobox.shape, bool)
         missing = set(bands)
         for asset in self.assets:
@@ -80,15 +95,14 @@ class Scene:
             if not wanted:
                 continue
             indexes = tuple(asset.bands.index(name) + 1 for name in wanted)
-            stored, has_data = read_on_grid(asset.href, indexes, geobox, asset.nodata, alignment)
-            values = self.sensor.to_physical(stored, asset.scale, asset.offset)
-            for name, value in zip(wanted, values):
-                physical[bands.index(name)] = value
+            numbers, has_data = read_on_grid(asset.href, indexes, geobox, asset.nodata, alignment)
+            for name, band in zip(wanted, numbers):
+                converted[bands.index(name)] = convert(band, asset.scale, asset.offset)
             is_valid &= has_data
             missing -= set(wanted)
         if missing:
             raise InputError(f"scene '{self.id}' has no band {sorted(missing)} (has {', '.join(self.bands)})")
-        return physical, is_valid
+        return converted, is_valid
 
     def read_cloud(self, geobox: GeoBox, alignment: Alignment = UNMOVED) -> np.ndarray:
         """Return (y, x) bool, True under cloud or cloud shadow; all False where the scene has no mask."""
