@@ -3,11 +3,13 @@
 Only here do the numbers of files become physical ones. Leaves to `scan` and `stac` what files and items say of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import Geometry
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.masks import Mask, covered
 from pipeline.raster import read_on_grid
 from pipeline.sensors import Sensor, sensor_from_dict
+from pipeline.units import DECIBELS
 
 
 class Asset(BaseModel):
@@ -78,7 +81,21 @@ class Scene:
 
         `alignment` corrects the stated coordinates; see `raster.read_on_grid`. Clouds stay valid here.
         """
-        physical = np.zeros((len(bands), *geobox.shape), np.float32)
+        return self._read(geobox, bands, alignment, np.float32, self.sensor.to_physical)
+
+    def read_stored(self, geobox: GeoBox, sensor: Sensor, alignment: Alignment = UNMOVED) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `read` does of all bands of `sensor`, as it stores them."""
+        return self._read(geobox, sensor.band_names, alignment, sensor.dtype, sensor.restored)
+
+    def _read(
+        self,
+        geobox: GeoBox,
+        bands: tuple[str, ...],
+        alignment: Alignment,
+        dtype: DTypeLike,
+        convert: Callable[[np.ndarray, float, float, str], np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        converted = np.zeros((len(bands), *geobox.shape), dtype)
         is_valid = np.ones(geobox.shape, bool)
         missing = set(bands)
         for asset in self.assets:
@@ -86,15 +103,16 @@ class Scene:
             if not wanted:
                 continue
             indexes = tuple(asset.indexes[asset.bands.index(name)] for name in wanted)
-            stored, has_data = read_on_grid(asset.href, indexes, geobox, asset.nodata, alignment, variable=asset.variable)
-            values = self.sensor.to_physical(stored, asset.scale, asset.offset, asset.form)
-            for name, value in zip(wanted, values):
-                physical[bands.index(name)] = value
-            is_valid &= has_data & np.isfinite(values).all(axis=0)
+            numbers, has_data = read_on_grid(asset.href, indexes, geobox, asset.nodata, alignment, variable=asset.variable)
+            for name, band in zip(wanted, numbers):
+                converted[bands.index(name)] = convert(band, asset.scale, asset.offset, asset.form)
+            if asset.form in DECIBELS:  # what is not above 0 has no logarithm
+                has_data &= (numbers * asset.scale + asset.offset > 0).all(axis=0)
+            is_valid &= has_data
             missing -= set(wanted)
         if missing:
             raise InputError(f"scene '{self.id}' has no band {sorted(missing)} (has {', '.join(self.bands)})")
-        return physical, is_valid
+        return converted, is_valid
 
     def read_masks(self, geobox: GeoBox, alignment: Alignment = UNMOVED) -> tuple[np.ndarray, np.ndarray]:
         """Return two (y, x) bool: under cloud or its shadow; without measurement. All False where no mask says otherwise."""

@@ -227,3 +227,14 @@ def test_what_is_no_catalog_is_an_input_error(tmp_path: Path) -> None:
     other.write_text("not json")
     with pytest.raises(InputError, match="is not JSON"):
         read_scenes(str(other))
+
+
+def test_nothing_in_one_band_of_a_file_is_no_data(tmp_path: Path) -> None:
+    """A band that is zero-filled in part must not count as measured darkness."""
+    pixels = np.full((12, 64, 64), 1500, np.uint16)
+    pixels[7, :10, :10] = 0
+    write(tmp_path / f"{OPTICAL}.tif", pixels)
+    scene = only(tmp_path)
+    _, is_valid = scene.read(grid(), ("B02", "B08"))
+    assert (~is_valid).sum() == 100
+    assert scene.read(grid(), ("B02",))[1].all()
