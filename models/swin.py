@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.errors import InputError
 from models.gather import gather_rows
+from models.layers import Mlp, thin
 from models.moe import MixtureOfExperts, MoEConfig
 from models.windows import WindowLayout, window_layout
 
@@ -86,18 +87,6 @@ class WindowAttention(nn.Module):
         return self.project(mixed_WhnD.transpose(1, 2).reshape(batch, num_tokens, width))
 
 
-class Mlp(nn.Module):
-    """Two-layer GELU network; returns a zero balance loss so that experts can stand in its place."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.expand = nn.Linear(width, hidden)
-        self.project = nn.Linear(hidden, width)
-
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.project(F.gelu(self.expand(x_ND))), None
-
-
 class Block(nn.Module):
     """Window attention, then MLP or experts; each after a LayerNorm and around a residual."""
 
@@ -134,14 +123,7 @@ class Block(nn.Module):
         return x_BND.unflatten(1, layout.padded)[:, : grid[0], : grid[1]].flatten(1, 2) if is_padded else x_BND
 
     def _thin(self, change_BND: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Drop the change of a share `drop` of the samples in training and scale up the rest (Huang et al. 2016)."""
-        if not self.drop or not self.training:
-            return change_BND
-        if generator is None:
-            raise ValueError("drop_path > 0 in training needs a generator")
-        keep = 1 - self.drop
-        is_kept = torch.rand(len(change_BND), 1, 1, generator=generator, device=generator.device) < keep
-        return change_BND * (is_kept / keep).to(change_BND)
+        return thin(change_BND, self.drop if self.training else 0.0, generator)
 
 
 class PatchMerging(nn.Module):

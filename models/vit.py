@@ -1,0 +1,146 @@
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) over any set of tokens, optionally with experts.
+
+This file decides pre-norm blocks, attention among the tokens that are there, class token and registers. Positions come
+from `positions.py`, tokens from `stems.py`, experts from `moe.py`; whoever calls decides which tokens are given.
+Legend: B batch, N tokens, P prefix tokens (class token and registers), h heads, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models.errors import InputError
+from models.layers import Mlp, thin
+from models.moe import MixtureOfExperts, MoEConfig
+
+NORM_EPS = 1e-6
+NUM_TAPS = 4
+"""Depths, evenly spaced and the last among them, whose outputs are returned."""
+SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+"""Width, depth and heads of the published sizes (tiny and small: Touvron et al. 2021)."""
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """Shape of the transformer. Experts replace the MLP of every other block, the second, the fourth, ..."""
+
+    width: int = 192
+    depth: int = 12
+    num_heads: int = 3
+    mlp_ratio: float = 4.0
+    has_class_token: bool = True
+    num_registers: int = 0
+    drop_path: float = 0.0
+    moe: MoEConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise InputError(f"vit has width {self.width}, expected a multiple of its {self.num_heads} heads")
+        if self.depth < 1 or self.num_registers < 0 or not 0 <= self.drop_path < 1:
+            raise InputError(
+                f"vit has depth {self.depth}, num_registers {self.num_registers} and drop_path {self.drop_path}, "
+                f"expected >= 1, >= 0 and [0, 1)"
+            )
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Numbers of the blocks whose outputs are returned, from 0."""
+        count = min(NUM_TAPS, self.depth)
+        return tuple((i + 1) * self.depth // count - 1 for i in range(count))
+
+
+def vit_size(name: str, **changes: object) -> VitConfig:
+    """Return the configuration of a published size."""
+    if name not in SIZES:
+        raise InputError(f"vit size '{name}' is unknown (known: {', '.join(SIZES)})")
+    width, depth, heads = SIZES[name]
+    return VitConfig(**{"width": width, "depth": depth, "num_heads": heads, **changes})  # type: ignore[arg-type]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of all tokens on those that count as keys."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor, is_key_BN: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None if is_key_BN is None else is_key_BN[:, None, None, :]
+        return self.project(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+def attend(q_BhNd: Tensor, k_BhMd: Tensor, v_BhMd: Tensor, mask: Tensor | None) -> Tensor:
+    """Return softmax(q k / sqrt(d)) v; `mask` is True where a key may be looked at.
+
+    On CPU by plain products: the fused kernel's bf16 backward is several times slower at these lengths (torch 2.13).
+    """
+    if q_BhNd.is_cuda:
+        return F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd, attn_mask=mask)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd, attn_mask=mask)
+
+
+class VitBlock(nn.Module):
+    """Attention, then MLP or experts; each after a LayerNorm and around a residual."""
+
+    def __init__(self, config: VitConfig, index: int, drop: float) -> None:
+        super().__init__()
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        self.drop = drop
+        self.norm_attention = nn.LayerNorm(width, NORM_EPS)
+        self.attention = Attention(width, config.num_heads)
+        self.norm_mlp = nn.LayerNorm(width, NORM_EPS)
+        self.mlp = MixtureOfExperts(config.moe, width, hidden) if config.moe and index % 2 == 1 else Mlp(width, hidden)
+
+    def forward(self, x_BND: Tensor, is_key_BN: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
+        x_BND = x_BND + self._thin(self.attention(self.norm_attention(x_BND), is_key_BN), generator)
+        change_ND, balance = self.mlp(self.norm_mlp(x_BND).flatten(0, 1))
+        return x_BND + self._thin(change_ND.view_as(x_BND), generator), balance
+
+    def _thin(self, change_BND: Tensor, generator: torch.Generator | None) -> Tensor:
+        return thin(change_BND, self.drop if self.training else 0.0, generator)
+
+
+class Vit(nn.Module):
+    """Tokens to tokens; what is done with places that have none is decided by the caller."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.config = config
+        drops = torch.linspace(0, config.drop_path, config.depth)
+        self.prefix_PD = nn.Parameter(torch.empty(config.has_class_token + config.num_registers, config.width))
+        self.blocks = nn.ModuleList(VitBlock(config, index, float(drop)) for index, drop in enumerate(drops))
+        self.norm = nn.LayerNorm(config.width, NORM_EPS)
+
+    def forward(
+        self, tokens_BND: Tensor, is_key_BN: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the tokens (B, N, D) after each of `config.taps`, the last normalised; the prefix (B, P, D), normalised; and
+
+        the sum of balance losses. Tokens that are no keys are not looked at by others; what becomes of them means nothing.
+        """
+        batch, num_prefix = len(tokens_BND), len(self.prefix_PD)
+        x_BND = torch.cat([self.prefix_PD.to(tokens_BND).expand(batch, -1, -1), tokens_BND], 1)
+        if is_key_BN is not None:
+            is_key_BN = F.pad(is_key_BN, (num_prefix, 0), value=True)
+        balance = torch.zeros((), device=tokens_BND.device)
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            x_BND, block_balance = block(x_BND, is_key_BN, generator)
+            balance = balance if block_balance is None else balance + block_balance
+            if index in self.config.taps:
+                outputs.append(x_BND[:, num_prefix:])
+        x_BND = self.norm(x_BND)
+        return [*outputs[:-1], x_BND[:, num_prefix:]], x_BND[:, :num_prefix], balance
