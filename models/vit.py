@@ -119,9 +119,9 @@ class Vit(nn.Module):
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.config = config
-        drops = torch.linspace(0, config.drop_path, config.depth)
+        drops = [config.drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
         self.prefix_PD = nn.Parameter(torch.empty(config.has_class_token + config.num_registers, config.width))
-        self.blocks = nn.ModuleList(VitBlock(config, index, float(drop)) for index, drop in enumerate(drops))
+        self.blocks = nn.ModuleList(VitBlock(config, index, drop) for index, drop in enumerate(drops))
         self.norm = nn.LayerNorm(config.width, NORM_EPS)
 
     def forward(
