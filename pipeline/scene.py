@@ -74,7 +74,7 @@ class Scene:
     @property
     def hrefs(self) -> list[str]:
         """Where its files are."""
-        return sorted({file.href for file in (*self.assets, *self.masks)})
+        return sorted({asset.href for asset in self.assets} | {mask.href for mask in self.masks})
 
     @property
     def bands(self) -> tuple[str, ...]:
