@@ -45,11 +45,11 @@ class Supervised(nn.Module):
         for name, part in tiles.items():
             normalised, _ = self.encoder.normalise(part, self.encoder.spec(name))
             is_valid = part.is_observed.flatten(0, 1)
-            maps, extra = self.encoder.features(normalised, is_valid, name)
-            pooled = self.encoder.pool(maps, self.encoder.cells(is_valid, name)).unflatten(0, part.is_present.shape)
+            made = self.encoder.features(normalised, is_valid, name)
+            pooled = self.encoder.pool(made, self.encoder.cells(is_valid, name)).unflatten(0, part.is_present.shape)
             first, last = pooled[:, 0], pooled[:, -1]
             parts += [first] if pooled.shape[1] == 1 else [first, last, (last - first).abs()]
-            balance = balance + extra
+            balance = balance + made.balance
         features = torch.cat(parts, -1)
         return F.linear(features, self.head.weight.float(), self.head.bias.float()), balance
 

@@ -43,6 +43,15 @@ def hint(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def _option(options: list[type], value: Any, where: str) -> type:
+    """Return the dataclass whose field `kind` has the default that `value` states."""
+    kinds = {str(getattr(option, "kind")): option for option in options}  # noqa: B009
+    stated = value.get("kind") if isinstance(value, dict) else None
+    if stated not in kinds:
+        raise InputError(f"{where}.kind is {stated!r}, expected one of {', '.join(map(repr, kinds))}")
+    return kinds[stated]
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
@@ -52,8 +61,10 @@ def _plain(value: Any) -> Any:
 def _typed(hint_type: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint_type), typing.get_args(hint_type)
     if origin in (types.UnionType, typing.Union):
-        (inner,) = [a for a in arguments if a is not type(None)]
-        return None if value is None else _typed(inner, value, where)
+        options = [a for a in arguments if a is not type(None)]
+        if value is None and len(options) < len(arguments):
+            return None
+        return _typed(options[0] if len(options) == 1 else _option(options, value, where), value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where} is {value!r}, expected a list")

@@ -6,6 +6,7 @@ Legend: B batch, T time, C channel, Y X pixels, y x tokens or cells of the last 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +22,13 @@ from models.config import from_dict, hint, to_dict
 from models.errors import InputError
 from models.initialise import initialise
 from models.moe import MixtureOfExperts
+from models.positions import sincos_2d
 from models.sensor import SensorSpec
 from models.stems import MaskToken, SensorStem, is_mostly_invalid
 from models.swin import Swin, SwinConfig
+from models.vit import Vit, VitConfig
 
-FORMAT, VERSION = "terraloom-encoder", 1
+FORMAT, VERSION = "terraloom-encoder", 2
 STRANGE_STD = 50.0
 """Mean distance from the training mean, in training std, above which values are taken for rescaled ones."""
 
@@ -34,13 +37,15 @@ STRANGE_STD = 50.0
 class EncoderConfig:
     """Everything needed to build an encoder and to use it: backbone, ground size of a token, sensors with statistics.
 
-    pool says what `Embedding.pooled` averages: the last map, or every stage's map, concatenated.
+    pool says what `Embedding.pooled` is: the mean of the last map, of every stage's map (concatenated), or the class token.
+    hidden says what stands for ground that is hidden, invalid or absent: a learned token, or nothing at all (vit only).
     """
 
-    swin: SwinConfig
+    backbone: SwinConfig | VitConfig
     token_size_m: float
     sensors: tuple[SensorSpec, ...]
-    pool: Literal["last", "stages"] = "last"
+    pool: Literal["last", "stages", "class"] = "last"
+    hidden: Literal["token", "absent"] = "token"
 
     def __post_init__(self) -> None:
         names = [sensor.name for sensor in self.sensors]
@@ -48,6 +53,13 @@ class EncoderConfig:
             raise InputError(f"encoder has sensors {names}, expected at least one and no name twice")
         for sensor in self.sensors:
             sensor.patch_px(self.token_size_m)
+        is_vit = isinstance(self.backbone, VitConfig)
+        has_class = isinstance(self.backbone, VitConfig) and self.backbone.has_class_token
+        if (self.hidden == "absent" and not is_vit) or (self.pool == "class" and not has_class):
+            raise InputError(
+                f"encoder has hidden '{self.hidden}' and pool '{self.pool}' with a {self.backbone.kind}; "
+                f"'absent' needs a vit, 'class' one with a class token"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return to_dict(self)
@@ -58,8 +70,8 @@ class EncoderConfig:
 
     @property
     def pooled_width(self) -> int:
-        stages = range(len(self.swin.depths))
-        return sum(map(self.swin.width, stages)) if self.pool == "stages" else self.swin.width(stages[-1])
+        stages = range(self.backbone.num_stages)
+        return sum(map(self.backbone.width, stages)) if self.pool == "stages" else self.backbone.width(stages[-1])
 
 
 @dataclass(frozen=True)
@@ -76,18 +88,32 @@ class Embedding:
     is_valid: Tensor
 
 
+@dataclass(frozen=True)
+class Features:
+    """What a backbone makes of one sensor's tokens, in the parameters' dtype, with gradients.
+
+    maps     (B, y, x, D) for each stage
+    prefix   (B, P, D), class token and registers; None for a backbone without
+    balance  the experts' balance loss, a float32 scalar, 0 without experts
+    """
+
+    maps: list[Tensor]
+    prefix: Tensor | None
+    balance: Tensor
+
+
 class Encoder(nn.Module):
-    """One stem per sensor, one mask token, one shared backbone."""
+    """One stem per sensor, one shared backbone, and a mask token if hidden ground is to have one."""
 
     def __init__(self, config: EncoderConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        width = config.swin.embed_dim
+        width = config.backbone.embed_dim
         self.stems = nn.ModuleDict(
             {s.name: SensorStem(s.num_bands, s.patch_px(config.token_size_m), width) for s in config.sensors}
         )
-        self.mask_token = MaskToken(width)
-        self.swin = Swin(config.swin)
+        self.mask_token = MaskToken(width) if config.hidden == "token" else None
+        self.backbone = Swin(config.backbone) if isinstance(config.backbone, SwinConfig) else Vit(config.backbone)
         initialise(self, generator)
 
     def spec(self, sensor: str) -> SensorSpec:
@@ -116,12 +142,12 @@ class Encoder(nn.Module):
         normalised, _ = self.normalise(tiles, spec)
         is_valid = tiles.is_observed.flatten(0, 1)
         _check_values(normalised, is_valid, spec)
-        maps, _ = self.features(normalised, is_valid, spec.name)
+        features = self.features(normalised, is_valid, spec.name)
         is_valid_cell = self.cells(is_valid, spec.name)
         shape = tiles.is_present.shape
         return Embedding(
-            self.pool(maps, is_valid_cell).unflatten(0, shape),
-            maps[-1].float().unflatten(0, shape),
+            self.pool(features, is_valid_cell).unflatten(0, shape),
+            features.maps[-1].float().unflatten(0, shape),
             is_valid_cell.unflatten(0, shape),
         )
 
@@ -141,29 +167,44 @@ class Encoder(nn.Module):
         sensor: str,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the map of each stage (B, y, x, D) and the balance loss, with gradients, in the parameters' dtype.
+    ) -> Features:
+        """Return what the backbone makes of pixels in network units.
 
-        normalised (B, C, Y, X), is_valid (B, Y, X), mask (B, y, x) over tokens, True = hidden. Hidden and mostly
-        invalid patches become the mask token. The generator is needed only for drop_path in training.
+        normalised (B, C, Y, X), is_valid (B, Y, X), mask (B, y, x) over tokens, True = hidden, as are mostly invalid
+        patches. The generator is needed only for drop_path in training.
         """
-        stem = self.stems[sensor]
-        tokens = stem(normalised)
+        tokens = self.stems[sensor](normalised)
         is_hidden = is_mostly_invalid(is_valid, self.spec(sensor).patch_px(self.config.token_size_m))
-        tokens = self.mask_token(tokens, is_hidden if mask is None else is_hidden | mask)
-        return self.swin(tokens, generator)
+        is_hidden = is_hidden if mask is None else is_hidden | mask
+        if self.mask_token is not None:
+            tokens = self.mask_token(tokens, is_hidden)
+        if isinstance(self.backbone, Swin):
+            maps, balance = self.backbone(tokens, generator)
+            return Features(maps, None, balance)
+        grid = tokens.shape[1:3]
+        is_key = None if self.mask_token is not None else ~is_hidden.flatten(1)
+        flat = (tokens + self.positions(grid).to(tokens)).flatten(1, 2)
+        outputs, prefix, balance = self.backbone(flat, is_key, generator)
+        return Features([output.unflatten(1, grid) for output in outputs], prefix, balance)
+
+    def positions(self, grid: Sequence[int]) -> Tensor:
+        """Return the positions (y, x, D) float32 that a vit's tokens on `grid` are given; a Swin has its own."""
+        return sincos_2d(self.config.backbone.embed_dim, grid[0], grid[1]).unflatten(0, tuple(grid))
 
     def cells(self, is_valid: Tensor, sensor: str) -> Tensor:
         """Return (B, y, x) bool over the last map, True where a cell has any valid pixel of (B, Y, X)."""
         patch = self.spec(sensor).patch_px(self.config.token_size_m)
         share = F.max_pool2d(is_valid.float()[:, None], patch)
-        return F.max_pool2d(share, self.config.swin.stride, ceil_mode=True)[:, 0] > 0
+        return F.max_pool2d(share, self.config.backbone.stride, ceil_mode=True)[:, 0] > 0
 
-    def pool(self, maps: list[Tensor], is_valid_cell: Tensor) -> Tensor:
-        """Return (B, D) float32: mean over valid cells, over all cells where none is valid."""
-        chosen = maps[-1:]
+    def pool(self, features: Features, is_valid_cell: Tensor) -> Tensor:
+        """Return (B, D) float32: the class token, or the mean over valid cells, over all cells where none is valid."""
+        if self.config.pool == "class":
+            assert features.prefix is not None
+            return features.prefix[:, 0].float()
+        chosen = features.maps[-1:]
         if self.config.pool == "stages":
-            chosen = [F.layer_norm(m.float(), m.shape[-1:]) for m in maps[:-1]] + chosen
+            chosen = [F.layer_norm(m.float(), m.shape[-1:]) for m in features.maps[:-1]] + chosen
         weight = torch.where(is_valid_cell.any(-1, keepdim=True).any(-2, keepdim=True), is_valid_cell, True).float()
         return torch.cat([_weighted_mean(m.float(), weight) for m in chosen], -1)
 
@@ -207,7 +248,7 @@ class Encoder(nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return self.mask_token.token.device
+        return next(self.parameters()).device
 
 
 def _weighted_mean(map_ByxD: Tensor, weight_BYX: Tensor) -> Tensor:

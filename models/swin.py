@@ -7,6 +7,7 @@ Legend: B batch, Y X tokens, N = Y*X, W windows, n tokens of one window, h heads
 
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class SwinConfig:
     drop_path: float = 0.0
     moe: MoEConfig | None = None
     moe_stages: tuple[int, ...] = (2,)
+    kind: Literal["swin"] = "swin"
 
     def __post_init__(self) -> None:
         if not self.depths or len(self.depths) != len(self.num_heads):
@@ -49,6 +51,10 @@ class SwinConfig:
 
     def width(self, stage: int) -> int:
         return self.embed_dim * 2**stage
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
 
     @property
     def stride(self) -> int:

@@ -6,6 +6,7 @@ Legend: B batch, N tokens, P prefix tokens (class token and registers), h heads,
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ SIZES = {
 class VitConfig:
     """Shape of the transformer. Experts replace the MLP of every other block, the second, the fourth, ..."""
 
-    width: int = 192
+    embed_dim: int = 192
     depth: int = 12
     num_heads: int = 3
     mlp_ratio: float = 4.0
@@ -41,15 +42,28 @@ class VitConfig:
     num_registers: int = 0
     drop_path: float = 0.0
     moe: MoEConfig | None = None
+    kind: Literal["vit"] = "vit"
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise InputError(f"vit has width {self.width}, expected a multiple of its {self.num_heads} heads")
+        if self.embed_dim % self.num_heads:
+            raise InputError(f"vit has embed_dim {self.embed_dim}, expected a multiple of its {self.num_heads} heads")
         if self.depth < 1 or self.num_registers < 0 or not 0 <= self.drop_path < 1:
             raise InputError(
                 f"vit has depth {self.depth}, num_registers {self.num_registers} and drop_path {self.drop_path}, "
                 f"expected >= 1, >= 0 and [0, 1)"
             )
+
+    def width(self, stage: int) -> int:
+        return self.embed_dim
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.taps)
+
+    @property
+    def stride(self) -> int:
+        """Tokens along one side of a cell of the last map."""
+        return 1
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -63,7 +77,7 @@ def vit_size(name: str, **changes: object) -> VitConfig:
     if name not in SIZES:
         raise InputError(f"vit size '{name}' is unknown (known: {', '.join(SIZES)})")
     width, depth, heads = SIZES[name]
-    return VitConfig(**{"width": width, "depth": depth, "num_heads": heads, **changes})  # type: ignore[arg-type]
+    return VitConfig(**{"embed_dim": width, "depth": depth, "num_heads": heads, **changes})  # type: ignore[arg-type]
 
 
 class Attention(nn.Module):
@@ -97,7 +111,7 @@ class VitBlock(nn.Module):
 
     def __init__(self, config: VitConfig, index: int, drop: float) -> None:
         super().__init__()
-        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        width, hidden = config.embed_dim, round(config.embed_dim * config.mlp_ratio)
         self.drop = drop
         self.norm_attention = nn.LayerNorm(width, NORM_EPS)
         self.attention = Attention(width, config.num_heads)
@@ -120,9 +134,9 @@ class Vit(nn.Module):
         super().__init__()
         self.config = config
         drops = [config.drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
-        self.prefix_PD = nn.Parameter(torch.empty(config.has_class_token + config.num_registers, config.width))
+        self.prefix_PD = nn.Parameter(torch.empty(config.has_class_token + config.num_registers, config.embed_dim))
         self.blocks = nn.ModuleList(VitBlock(config, index, drop) for index, drop in enumerate(drops))
-        self.norm = nn.LayerNorm(config.width, NORM_EPS)
+        self.norm = nn.LayerNorm(config.embed_dim, NORM_EPS)
 
     def forward(
         self, tokens_BND: Tensor, is_key_BN: Tensor | None = None, generator: torch.Generator | None = None

@@ -48,14 +48,14 @@ class Distillation(nn.Module):
         self.config = config
         self.encoder = Encoder(config.encoder, generator)
         self._teacher = (teacher.eval().requires_grad_(False),)
-        student_swin, teacher_swin = config.encoder.swin, teacher.config.swin
-        num_stages = len(teacher_swin.depths)
-        if len(student_swin.depths) != num_stages or config.encoder.token_size_m != teacher.config.token_size_m:
+        student_net, teacher_net = config.encoder.backbone, teacher.config.backbone
+        num_stages = teacher_net.num_stages
+        if student_net.num_stages != num_stages or config.encoder.token_size_m != teacher.config.token_size_m:
             raise InputError(
-                f"student has {len(student_swin.depths)} stages of {config.encoder.token_size_m:g} m tokens, the teacher "
+                f"student has {student_net.num_stages} stages of {config.encoder.token_size_m:g} m tokens, the teacher "
                 f"{num_stages} of {teacher.config.token_size_m:g} m; give the student as many stages and the same tokens"
             )
-        self.heads = nn.ModuleList(nn.Linear(student_swin.width(i), teacher_swin.width(i)) for i in range(num_stages))
+        self.heads = nn.ModuleList(nn.Linear(student_net.width(i), teacher_net.width(i)) for i in range(num_stages))
         initialise(self.heads, generator)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Distillation":
@@ -75,11 +75,12 @@ class Distillation(nn.Module):
         is_valid_cell = self.encoder.cells(is_valid, name)
         with torch.no_grad():
             seen, _ = teacher.normalise(tiles, teacher.spec(name))
-            taught, _ = teacher.features(seen, is_valid, name)
+            taught = teacher.features(seen, is_valid, name).maps
             wanted = [whiten(part, at_size(is_valid_cell, part)) for part in taught]
         seen, _ = self.encoder.normalise(tiles, self.encoder.spec(name))
-        learnt, balance = self.encoder.features(seen, is_valid, name, generator=generator)
-        made = [head(part).float() for head, part in zip(self.heads, learnt)]
+        learnt = self.encoder.features(seen, is_valid, name, generator=generator)
+        balance = learnt.balance
+        made = [head(part).float() for head, part in zip(self.heads, learnt.maps)]
         stages = [(m, w, at_size(is_valid_cell, w)) for m, w in zip(made, wanted)]
         grid_B = torch.stack([token_distance(*stage) for stage in stages]).mean(0)
         pooled_B = torch.stack([pooled_distance(*stage) for stage in stages]).mean(0)

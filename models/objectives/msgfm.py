@@ -19,6 +19,7 @@ from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.initialise import initialise
 from models.masking import blocks, upsample
+from models.objectives.panel import Panel
 from models.sensor import SensorSpec
 
 EPS = 1e-5
@@ -56,20 +57,6 @@ class MsgfmConfig:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One sensor of a reconstruction, in physical units: what was there, what was hidden, what was predicted.
-
-    target, prediction (B, C, Y, X); is_hidden, is_valid (B, Y, X). If is_source, the input was the visible target.
-    """
-
-    is_source: bool
-    target: Tensor
-    prediction: Tensor
-    is_hidden: Tensor
-    is_valid: Tensor
-
-
-@dataclass(frozen=True)
 class _Prediction:
     """One forward pass: the source's name and, per sensor, prediction and target in network units with their level."""
 
@@ -88,8 +75,8 @@ class Msgfm(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder, generator)
-        swin = config.encoder.swin
-        width, stride_m = swin.width(len(swin.depths) - 1), swin.stride * config.encoder.token_size_m
+        backbone = config.encoder.backbone
+        width, stride_m = backbone.width(backbone.num_stages - 1), backbone.stride * config.encoder.token_size_m
         self.decoders = nn.ModuleDict(
             {s.name: PixelDecoder(width, s.num_bands, s.patch_px(stride_m)) for s in config.encoder.sensors}
         )
@@ -167,12 +154,12 @@ class Msgfm(nn.Module):
             hidden = self._hidden_px(mask_Byx, spec)
             target[spec.name], level[spec.name] = self.encoder.normalise(batch.tiles[spec.name], spec, hidden)
         is_valid = tiles.is_observed.flatten(0, 1)
-        maps, balance = self.encoder.features(target[source.name], is_valid, source.name, mask_Byx, generator)
+        features = self.encoder.features(target[source.name], is_valid, source.name, mask_Byx, generator)
         predicted = {}
         for spec in sensors:
             rows, columns = target[spec.name].shape[-2:]
-            predicted[spec.name] = self.decoders[spec.name](maps[-1])[..., :rows, :columns]
-        return _Prediction(source.name, mask_Byx, balance, predicted, target, level)
+            predicted[spec.name] = self.decoders[spec.name](features.maps[-1])[..., :rows, :columns]
+        return _Prediction(source.name, mask_Byx, features.balance, predicted, target, level)
 
     def _draw_targets(self, batch: Batch, sensors: list[SensorSpec], source: str, generator: torch.Generator) -> Tensor:
         """Return (S, B) bool, one True per sample: another present sensor with the set probability, else the source."""

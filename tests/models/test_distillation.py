@@ -43,7 +43,7 @@ def test_teacher_is_frozen_and_no_part_of_the_model(model: Distillation, teacher
     assert not teacher.training
     assert all(name.split(".")[0] in ("encoder", "heads") for name in model.state_dict())
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in model.parameters()}
-    assert {p.grad is None for p in model.encoder.swin.parameters()} == {False}
+    assert {p.grad is None for p in model.encoder.backbone.parameters()} == {False}
 
 
 def test_loss_equals_formula(model: Distillation, teacher: Encoder, make_batch: Make, specs: Specs) -> None:
@@ -52,7 +52,7 @@ def test_loss_equals_formula(model: Distillation, teacher: Encoder, make_batch: 
     for encoder in (teacher, model.encoder):
         tiles = batch.tiles["radar"]
         normalised, _ = encoder.normalise(tiles, encoder.spec("radar"))
-        maps.append(encoder.eval().features(normalised, tiles.is_observed.flatten(0, 1), "radar")[0])
+        maps.append(encoder.eval().features(normalised, tiles.is_observed.flatten(0, 1), "radar").maps)
     grid = pooled = 0.0
     for taught, learnt, head in zip(maps[0], maps[1], model.heads):
         everywhere = torch.ones(taught.shape[:3], dtype=torch.bool)
@@ -120,9 +120,8 @@ def test_invalid_cells_do_not_count() -> None:
 
 def test_refuses_a_student_of_other_depth(make_config: MakeConfig, teacher: Encoder) -> None:
     config = make_config()
-    shallow = replace(
-        config, swin=replace(config.swin, depths=config.swin.depths[:1], num_heads=config.swin.num_heads[:1], moe_stages=())
-    )
+    net = config.backbone
+    shallow = replace(config, backbone=replace(net, depths=net.depths[:1], num_heads=net.num_heads[:1], moe_stages=()))
     with pytest.raises(InputError, match="student has 1 stages"):
         Distillation(DistillationConfig(shallow), teacher)
 

@@ -83,10 +83,8 @@ def test_absent_equals_wholly_invalid_and_holds_no_pixel(encoder: Encoder, make_
     assert not absent.is_valid[1].any()
     assert absent.is_valid[[0, 2, 3]].all()
     torch.testing.assert_close(absent.grid[[0, 2, 3]], whole.grid[[0, 2, 3]])
-    masked, _ = encoder.eval().features(
-        torch.zeros(1, 2, 16, 16), torch.ones(1, 16, 16).bool(), "optical", torch.ones(1, 8, 8).bool()
-    )
-    torch.testing.assert_close(masked[-1][0], absent.grid[1, 0])
+    masked = encoder.eval().features(torch.zeros(1, 2, 16, 16), torch.ones(1, 16, 16).bool(), "optical", torch.ones(1, 8, 8).bool())
+    torch.testing.assert_close(masked.maps[-1][0], absent.grid[1, 0])
 
 
 def test_invalid_pixels_do_not_matter(encoder: Encoder, make_batch: Make, specs: Specs) -> None:
@@ -205,9 +203,9 @@ def test_load_says_what_is_wrong(encoder: Encoder, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
         Encoder.load(tmp_path)
 
-    with pytest.raises(InputError, match=r"format 'terraloom-encoder' version 9, expected .* version 1"):
+    with pytest.raises(InputError, match=r"format 'terraloom-encoder' version 9, expected .* version 2"):
         load_with(version=9)
-    wider = {**config["encoder"], "swin": {**config["encoder"]["swin"], "embed_dim": 16}}
+    wider = {**config["encoder"], "backbone": {**config["encoder"]["backbone"], "embed_dim": 16}}
     with pytest.raises(InputError, match=r"is not the model of its config\.json"):
         load_with(encoder=wider)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
@@ -227,14 +225,14 @@ def test_load_says_what_is_wrong(encoder: Encoder, tmp_path: Path) -> None:
 def test_config_round_trip_and_unknown_keys(encoder: Encoder) -> None:
     content = json.loads(json.dumps(encoder.config.to_dict()))
     assert EncoderConfig.from_dict(content) == encoder.config
-    with pytest.raises(InputError, match=r"encoder\.swin has unknown key 'num_head' .*did you mean 'num_heads'\?"):
-        EncoderConfig.from_dict({**content, "swin": {**content["swin"], "num_head": 2}})
+    with pytest.raises(InputError, match=r"encoder\.backbone has unknown key 'num_head' .*did you mean 'num_heads'\?"):
+        EncoderConfig.from_dict({**content, "backbone": {**content["backbone"], "num_head": 2}})
     with pytest.raises(InputError, match="encoder lacks token_size_m"):
-        EncoderConfig.from_dict({key: content[key] for key in ("swin", "sensors")})
+        EncoderConfig.from_dict({key: content[key] for key in ("backbone", "sensors")})
     with pytest.raises(InputError, match=r"encoder\.pool is 'max', expected one of 'last', 'stages'"):
         EncoderConfig.from_dict({**content, "pool": "max"})
-    with pytest.raises(InputError, match=r"encoder\.swin\.window is '4', expected int"):
-        EncoderConfig.from_dict({**content, "swin": {**content["swin"], "window": "4"}})
+    with pytest.raises(InputError, match=r"encoder\.backbone\.window is '4', expected int"):
+        EncoderConfig.from_dict({**content, "backbone": {**content["backbone"], "window": "4"}})
 
 
 def test_same_generator_same_weights(make_config: MakeConfig) -> None:

@@ -38,6 +38,6 @@ def test_expert_load_names_each_mixture(make_config: Callable[..., EncoderConfig
     assert expert_load(encoder) == {}
     encoder.features(torch.randn(2, 1, 16, 16, generator=generator), torch.ones(2, 16, 16).bool(), "radar")
     ((name, load),) = expert_load(encoder).items()
-    assert name.startswith("swin.blocks.3")
+    assert name.startswith("backbone.blocks.3")
     assert load.shape == (4,)
     assert load.sum().item() == pytest.approx(1)

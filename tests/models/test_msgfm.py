@@ -70,7 +70,8 @@ def test_loss_equals_loops(make_config: MakeConfig, make_batch: Make, specs: Spe
     assert 0 < is_cross.sum() < 5
     tiles = {spec.name: batch.tiles[spec.name] for spec in pair}
     seen, _ = model.encoder.normalise(tiles[source.name], source)
-    maps, balance = model.encoder.features(seen, tiles[source.name].is_valid[:, 0], source.name, mask)
+    features = model.encoder.features(seen, tiles[source.name].is_valid[:, 0], source.name, mask)
+    maps, balance = features.maps, features.balance
     total, per_target = 0.0, {spec.name: [] for spec in pair}
     for sample in range(5):
         target = pair[1 - index] if is_cross[sample] else source

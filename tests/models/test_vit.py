@@ -9,7 +9,7 @@ from models.vit import SIZES, Vit, VitConfig, attend, vit_size
 
 
 def build(generator: torch.Generator, **options: object) -> Vit:
-    vit = Vit(VitConfig(width=16, depth=4, num_heads=2, **options))  # type: ignore[arg-type]
+    vit = Vit(VitConfig(embed_dim=16, depth=4, num_heads=2, **options))  # type: ignore[arg-type]
     initialise(vit, generator)
     return vit
 
@@ -77,7 +77,7 @@ def test_dropped_paths_follow_the_generator(generator: torch.Generator) -> None:
 
 
 def test_impossible_shapes_are_refused() -> None:
-    with pytest.raises(InputError, match="width 10, expected a multiple of its 3 heads"):
-        VitConfig(width=10)
+    with pytest.raises(InputError, match="embed_dim 10, expected a multiple of its 3 heads"):
+        VitConfig(embed_dim=10)
     with pytest.raises(InputError, match="vit size 'giant' is unknown"):
         vit_size("giant")
