@@ -90,6 +90,8 @@ class Engine:
             count += 1
             for name, value in terms.items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.detach().float()
+        if after_step := getattr(self.objective, "after_step", None):
+            after_step(step, self._num_steps)
         stacked = torch.stack([totals[name] for name in sorted(totals)]) / count
         dist.all_reduce(stacked)
         averaged = (stacked / dist.get_world_size()).tolist()

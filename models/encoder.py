@@ -187,6 +187,14 @@ class Encoder(nn.Module):
         outputs, prefix, balance = self.backbone(flat, is_key, generator)
         return Features([output.unflatten(1, grid) for output in outputs], prefix, balance)
 
+    def pooled(self, tiles: Tiles, sensor: str, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return (B*T, D) float32 and the experts' balance loss, with gradients: what objectives compare."""
+        spec = self.spec(sensor)
+        spec.check(tiles, self.config.token_size_m)
+        is_valid = tiles.is_observed.flatten(0, 1)
+        features = self.features(self.normalise(tiles, spec)[0], is_valid, sensor, generator=generator)
+        return self.pool(features, self.cells(is_valid, sensor)), features.balance
+
     def positions(self, grid: Sequence[int]) -> Tensor:
         """Return the positions (y, x, D) float32 that a vit's tokens on `grid` are given; a Swin has its own."""
         return sincos_2d(self.config.backbone.embed_dim, grid[0], grid[1]).unflatten(0, tuple(grid))

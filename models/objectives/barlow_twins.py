@@ -1,6 +1,11 @@
 """Barlow Twins: each feature agrees between views and with no other feature (Zbontar et al. 2021, arXiv 2103.03230)."""
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+
+from models.objectives.joint import JointConfig, JointEmbedding
 
 EPS = 1e-12
 
@@ -21,3 +26,21 @@ def standardise(z_ND: Tensor) -> Tensor:
     """Return features of zero mean and unit variance over the batch; constant ones become 0."""
     centred = z_ND - z_ND.mean(0)
     return centred * (centred.pow(2).mean(0) + EPS).rsqrt()
+
+
+@dataclass(frozen=True)
+class BarlowTwinsConfig(JointConfig):
+    """Published: three layers of 8192, redundancy weight 0.0051."""
+
+    dim: int = 8192
+    redundancy_weight: float = 0.0051
+
+
+class BarlowTwins(JointEmbedding):
+    """With views "sensors" the two sensors of a place are the twins."""
+
+    def __init__(self, config: BarlowTwinsConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__(config, (config.dim,) * 3, generator)
+
+    def loss(self, z0_ND: Tensor, z1_ND: Tensor) -> Tensor:
+        return barlow_twins_loss(z0_ND, z1_ND, self.config.redundancy_weight)

@@ -1,9 +1,73 @@
 """BYOL: predict what a slowly moving copy of oneself makes of another view (Grill et al. 2020, arXiv 2006.07733)."""
 
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from models.batch import Batch
+from models.encoder import Encoder
+from models.heads import MlpHead
+from models.initialise import initialise
+from models.moving import MovingAverage, cosine_momentum
+from models.objectives.joint import JointConfig
+from models.objectives.two_views import View, two_views
 
 
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the squared distance of unit vectors, 2 - 2 cos, a scalar mean over N of (N, D); `target` carries no gradient."""
     return (2 - 2 * F.cosine_similarity(prediction, target.detach(), dim=-1)).mean()
+
+
+@dataclass(frozen=True)
+class ByolConfig(JointConfig):
+    """Published: two layers of 4096 to 256 for projector and predictor, momentum from 0.996 (1000 epochs) to 1."""
+
+    hidden: int = 4096
+    dim: int = 256
+    momentum: float = 0.996
+
+
+class Byol(nn.Module):
+    """Online encoder, projector and predictor; the target is the moving average of the first two.
+
+    With views "sensors" optical and radar predict each other, as RS-BYOL does (Jain et al. 2022, arXiv 2205.02049).
+    """
+
+    def __init__(self, config: ByolConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder, generator)
+        self.projector = MlpHead([config.encoder.pooled_width, config.hidden, config.dim])
+        self.predictor = MlpHead([config.dim, config.hidden, config.dim])
+        for head in (self.projector, self.predictor):
+            initialise(head, generator)
+        self.target = MovingAverage(self._online())
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return scalars: loss, and detached objective (both directions added) and balance."""
+        views = two_views(batch, self.config.views, self.encoder)
+        predictions, targets, balances = [], [], []
+        for view in views:
+            pooled, balance = self.encoder.pooled(view[1], view[0], generator)
+            predictions.append(self.predictor(self.projector(pooled.to(self.projector.dtype))).float())
+            targets.append(self.target.run(partial(_project, view=view), self.predictor).float())
+            balances.append(balance)
+        objective = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])
+        balance = torch.stack(balances).mean()
+        loss = objective + self.config.balance_weight * balance
+        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+
+    def after_step(self, step: int, num_steps: int) -> None:
+        self.target.update(self._online(), cosine_momentum(self.config.momentum, step, num_steps))
+
+    def _online(self) -> nn.ModuleList:
+        return nn.ModuleList([self.encoder, self.projector])
+
+
+def _project(online: Any, view: View) -> Tensor:
+    encoder, projector = online
+    return projector(encoder.pooled(view[1], view[0])[0])

@@ -1,8 +1,22 @@
 """MoCo: a query finds its key among many, keys made by a slowly moving copy (He et al. 2020, arXiv 1911.05722)."""
 
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from models.batch import Batch
+from models.distributed import gather, world_size
+from models.encoder import Encoder
+from models.heads import MlpHead
+from models.initialise import initialise
+from models.moving import MovingAverage, cosine_momentum
+from models.objectives.joint import JointConfig
+from models.objectives.two_views import View, two_views
 
 
 def info_nce(query: Tensor, positive_key: Tensor, negative_keys: Tensor, temperature: float) -> Tensor:
@@ -26,3 +40,114 @@ def in_batch_info_nce(query: Tensor, keys: Tensor, temperature: float, first: in
     query, keys = F.normalize(query, dim=-1), F.normalize(keys.detach(), dim=-1)
     own = torch.arange(len(query), device=query.device) + first
     return 2 * temperature * F.cross_entropy(query @ keys.T / temperature, own)
+
+
+@dataclass(frozen=True)
+class MocoConfig(JointConfig):
+    """Published (v2): a queue of 65 536 keys, temperature 0.2, momentum 0.999, a head of two layers to 128."""
+
+    queue_size: int = 65_536
+    hidden: int = 2048
+    dim: int = 128
+    temperature: float = 0.2
+    momentum: float = 0.999
+
+
+class Moco(nn.Module):
+    """MoCo v2 (Chen et al. 2020, arXiv 2003.04297): the first view asks, keys of earlier steps are the negatives.
+
+    The queue is the same on all ranks: keys join it in the order of ranks once a step is done. There is no batch norm in the
+    head, and a backbone's sees the global batch, so keys need no shuffling between ranks. With views "dates" it is MoCo with
+    temporal positives (Ayush et al. 2021, arXiv 2011.09980).
+    """
+
+    queue_KD: Tensor
+    place: Tensor
+
+    def __init__(self, config: MocoConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder, generator)
+        self.head = MlpHead([config.encoder.pooled_width, config.hidden, config.dim], has_norm=False)
+        initialise(self.head, generator)
+        self.keys = MovingAverage(self._online())
+        self.register_buffer("queue_KD", F.normalize(torch.randn(config.queue_size, config.dim, generator=generator), dim=-1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+        self._made: list[Tensor] = []
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return scalars: loss, and detached objective and balance."""
+        asking, answering = two_views(batch, self.config.views, self.encoder)
+        pooled, balance = self.encoder.pooled(asking[1], asking[0], generator)
+        query = self.head(pooled.to(self.head.dtype)).float()
+        key = self.keys.run(partial(_project, view=answering), self.head).float()
+        objective = info_nce(query, key, self.queue_KD.float(), self.config.temperature)
+        if self.training:
+            self._made.append(F.normalize(gather(key), dim=-1))
+        loss = objective + self.config.balance_weight * balance
+        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+
+    @torch.no_grad()
+    def after_step(self, step: int, num_steps: int) -> None:
+        """Move the key encoder, and let the step's keys take the places of the oldest."""
+        self.keys.update(self._online(), self.config.momentum)
+        keys = torch.cat(self._made)[-self.config.queue_size :]
+        self._made = []
+        places = (torch.arange(len(keys), device=keys.device) + self.place) % self.config.queue_size
+        self.queue_KD[places] = keys.to(self.queue_KD)
+        self.place.copy_((self.place + len(keys)) % self.config.queue_size)
+
+    def _online(self) -> nn.ModuleList:
+        return nn.ModuleList([self.encoder, self.head])
+
+
+@dataclass(frozen=True)
+class MocoV3Config(JointConfig):
+    """Published (ViT): three layers of 4096 to 256, a predictor of two, temperature 0.2, momentum from 0.99 to 1."""
+
+    hidden: int = 4096
+    dim: int = 256
+    temperature: float = 0.2
+    momentum: float = 0.99
+
+
+class MocoV3(nn.Module):
+    """MoCo v3 (arXiv 2104.02057): no queue, the keys of the global batch are the negatives, both directions.
+
+    The published ViT keeps its random patch embedding; here the stems are trained.
+    """
+
+    def __init__(self, config: MocoV3Config, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder, generator)
+        self.head = MlpHead([config.encoder.pooled_width, config.hidden, config.hidden, config.dim], last_norm=True)
+        self.predictor = MlpHead([config.dim, config.hidden, config.dim], last_norm=True)
+        for head in (self.head, self.predictor):
+            initialise(head, generator)
+        self.keys = MovingAverage(self._online())
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return scalars: loss, and detached objective and balance."""
+        queries, keys, balances = [], [], []
+        for view in two_views(batch, self.config.views, self.encoder):
+            pooled, balance = self.encoder.pooled(view[1], view[0], generator)
+            queries.append(self.predictor(self.head(pooled.to(self.head.dtype))).float())
+            keys.append(gather(self.keys.run(partial(_project, view=view), self.head).float()))
+            balances.append(balance)
+        first = len(queries[0]) * (dist.get_rank() if world_size() > 1 else 0)
+        both = [in_batch_info_nce(queries[i], keys[1 - i], self.config.temperature, first) for i in (0, 1)]
+        objective, balance = both[0] + both[1], torch.stack(balances).mean()
+        loss = objective + self.config.balance_weight * balance
+        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+
+    def after_step(self, step: int, num_steps: int) -> None:
+        self.keys.update(self._online(), cosine_momentum(self.config.momentum, step, num_steps))
+
+    def _online(self) -> nn.ModuleList:
+        return nn.ModuleList([self.encoder, self.head])
+
+
+def _project(online: Any, view: View) -> Tensor:
+    encoder, head = online
+    return head(encoder.pooled(view[1], view[0])[0])

@@ -1,8 +1,12 @@
 """VICReg: views agree, features keep their spread and share nothing (Bardes et al. 2022, arXiv 2105.04906)."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.objectives.joint import JointConfig, JointEmbedding
 
 EPS = 1e-4
 
@@ -23,3 +27,24 @@ def off_diagonal_covariance(z_ND: Tensor) -> Tensor:
     centred = z_ND - z_ND.mean(0)
     covariance = centred.T @ centred / (len(z_ND) - 1)
     return (covariance.pow(2).sum() - covariance.diagonal().pow(2).sum()) / z_ND.shape[1]
+
+
+@dataclass(frozen=True)
+class VicregConfig(JointConfig):
+    """Published: an expander of three layers of 8192, weights 25, 25 and 1."""
+
+    dim: int = 8192
+    invariance_weight: float = 25.0
+    variance_weight: float = 25.0
+    covariance_weight: float = 1.0
+
+
+class Vicreg(JointEmbedding):
+    """With views "sensors" the two sensors of a place are the branches."""
+
+    def __init__(self, config: VicregConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__(config, (config.dim,) * 3, generator)
+
+    def loss(self, z0_ND: Tensor, z1_ND: Tensor) -> Tensor:
+        weights = self.config.invariance_weight, self.config.variance_weight, self.config.covariance_weight
+        return vicreg_loss(z0_ND, z1_ND, *weights)

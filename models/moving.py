@@ -1,0 +1,48 @@
+"""A slowly moving copy of what is trained: the teacher of MoCo, BYOL and DINO.
+
+Kept in float32 whatever the trained module is cast to: a step of an average with momentum 0.996 is lost in bf16. It is part
+of the objective's state, so it is saved and resumed with it, but never of what an optimiser trains.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage(nn.Module):
+    """A copy of `source` that follows it by `update`."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(source).float().requires_grad_(False)
+        for module in self.copy.modules():
+            if hasattr(module, "drop"):
+                module.drop = 0.0  # a teacher drops no paths
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MovingAverage":
+        """Move with the objective, but stay in float32."""
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, momentum: float) -> None:
+        """Set every parameter to momentum * itself + (1 - momentum) * the source's; buffers are copied."""
+        for own, other in zip(self.copy.parameters(), source.parameters(), strict=True):
+            own.lerp_(other.to(own.dtype), 1 - momentum)
+        for own, other in zip(self.copy.buffers(), source.buffers(), strict=True):
+            own.copy_(other)
+
+    def run(self, function: Callable[[Any], Any], like: nn.Module) -> Any:
+        """Return function(copy) without gradient, computed in the dtype of `like`, the module that is trained."""
+        parameter = next(like.parameters())
+        is_low = parameter.dtype in (torch.bfloat16, torch.float16)
+        with torch.no_grad(), torch.autocast(parameter.device.type, parameter.dtype if is_low else torch.bfloat16, enabled=is_low):
+            return function(self.copy)
+
+
+def cosine_momentum(base: float, step: int, num_steps: int) -> float:
+    """Return 1 - (1 - base) (cos(pi step / num_steps) + 1) / 2: from `base` to 1 (BYOL, arXiv 2006.07733)."""
+    return 1 - (1 - base) * (math.cos(math.pi * min(1.0, step / max(1, num_steps))) + 1) / 2

@@ -1,0 +1,48 @@
+"""Two views of the same samples, as the joint-embedding objectives take them: two crops, two dates or two sensors.
+
+This file decides which tiles are compared; what is drawn at random was drawn before. Every rank sees the same sensors in
+the same step.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from models.batch import Batch, Tiles
+from models.encoder import Encoder
+from models.errors import InputError
+
+Kind = Literal["crops", "dates", "sensors"]
+View = tuple[str, Tiles]
+"""The sensor's name and its tiles, one date each."""
+
+
+def two_views(batch: Batch, kind: Kind, encoder: Encoder) -> tuple[View, View]:
+    """Return the two views of `batch`; sensors take turns where one is enough."""
+    names = [spec.name for spec in encoder.config.sensors if spec.name in batch.tiles]
+    if kind == "sensors":
+        if len(names) < 2:
+            raise InputError(f"a batch of {', '.join(names)} has one sensor, expected two views of two; use sensor sets of two")
+        pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+        first, second = pairs[batch.index % len(pairs)]
+        return (first, at_date(batch.tiles[first], 0)), (second, at_date(batch.tiles[second], 0))
+    name = names[batch.index % len(names)]
+    if kind == "crops":
+        if len(batch.crops) < 2:
+            raise InputError(f"a batch has {len(batch.crops)} crops, expected two views; set stream.crops")
+        return (name, at_date(batch.crops[0].tiles[name], 0)), (name, at_date(batch.crops[1].tiles[name], 0))
+    tiles = batch.tiles[name]
+    if tiles.is_present.shape[1] < 2:
+        raise InputError(f"a batch has {tiles.is_present.shape[1]} dates, expected two; set view to a temporal or season pair")
+    return (name, at_date(tiles, 0)), (name, at_date(tiles, 1))
+
+
+def at_date(tiles: Tiles, date: int) -> Tiles:
+    """Return the tiles of one date, (B, 1, ...)."""
+    part = slice(date, date + 1)
+    return replace(
+        tiles,
+        pixels=tiles.pixels[:, part],
+        is_valid=tiles.is_valid[:, part],
+        is_present=tiles.is_present[:, part],
+        time_days=tiles.time_days[:, part],
+    )

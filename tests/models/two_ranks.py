@@ -1,0 +1,122 @@
+"""Train small objectives for a few steps, by one process on whole batches or by several on parts of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from models.batch import Batch, Tiles
+from models.encoder import EncoderConfig
+from models.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from models.objectives.byol import Byol, ByolConfig
+from models.objectives.dino import Dino, DinoConfig
+from models.objectives.moco import Moco, MocoConfig, MocoV3, MocoV3Config
+from models.objectives.simclr import Simclr, SimclrConfig
+from models.objectives.vicreg import Vicreg, VicregConfig
+from models.sensor import SensorSpec
+from models.vit import VitConfig
+
+OPTICAL = SensorSpec(
+    "optical", "passive", "surface_reflectance", "1", 10.0, ("red", "nir"), (665.0, 842.0), (0.1, 0.3), (0.05, 0.1)
+)
+RADAR = SensorSpec("radar", "active", "sigma0", "dB", 10.0, ("VV",), (None,), (-12.0,), (4.0,))
+NUM_STEPS = 5
+NUM_SAMPLES = 8
+RATE = 0.05
+
+
+def encoder_config() -> EncoderConfig:
+    return EncoderConfig(VitConfig(embed_dim=8, depth=1, num_heads=2), 20.0, (OPTICAL, RADAR), hidden="absent")
+
+
+def objectives() -> dict[str, nn.Module]:
+    """Return one of each, with every parameter large enough to show."""
+    encoder = encoder_config()
+    made: dict[str, nn.Module] = {
+        "simclr": Simclr(SimclrConfig(encoder, hidden=12, dim=6), seeded(1)),
+        "barlow_twins": BarlowTwins(BarlowTwinsConfig(encoder, dim=6), seeded(1)),
+        "vicreg": Vicreg(VicregConfig(encoder, dim=6), seeded(1)),
+        "sensors": Vicreg(VicregConfig(encoder, views="sensors", dim=6), seeded(1)),
+        "byol": Byol(ByolConfig(encoder, hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "moco": Moco(MocoConfig(encoder, queue_size=20, hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "moco_v3": MocoV3(MocoV3Config(encoder, hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "dino": Dino(DinoConfig(encoder, 12, 6, 10, momentum=0.9), seeded(1)),
+    }
+    for objective in made.values():
+        draw = seeded(2)
+        for name, parameter in objective.named_parameters():
+            if parameter.requires_grad and not name.endswith("norm.weight"):
+                parameter.data.add_(torch.randn(parameter.shape, generator=draw) * 0.2)
+        for name in ("target", "keys", "teacher"):
+            if hasattr(objective, name):
+                getattr(objective, name).update(objective._online(), 0.0)
+    return made
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_batch(step: int, part: slice = slice(None)) -> Batch:
+    """Return samples `part` of one step's batch: two sensors, two large crops and a small one, two dates."""
+    draw = seeded(100 + step)
+
+    def tiles(spec: SensorSpec, side: int, times: int) -> Tiles:
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (spec.mean, spec.std))
+        pixels = torch.randn(NUM_SAMPLES, times, spec.num_bands, side, side, generator=draw) * std + mean
+        is_valid = torch.rand(NUM_SAMPLES, times, side, side, generator=draw) < 0.9
+        whole = (pixels, is_valid, torch.ones(NUM_SAMPLES, times, dtype=torch.bool), torch.zeros(NUM_SAMPLES, times).double())
+        return Tiles(*(x[part] for x in whole), spec.bands, spec.unit, spec.gsd_m)
+
+    def batch(side: int, times: int, crops: tuple[Batch, ...] = ()) -> Batch:
+        found = {spec.name: tiles(spec, side, times) for spec in (OPTICAL, RADAR)}
+        return Batch(found, torch.zeros(NUM_SAMPLES, 2).double()[part], step, crops)
+
+    return batch(8, 2, (batch(8, 1), batch(8, 1), batch(4, 1)))
+
+
+def train(rank: int = 0, world_size: int = 1) -> dict[str, dict[str, Any]]:
+    """Return, for each objective, the losses of all steps, the first step's gradients and the state at the end."""
+    size = NUM_SAMPLES // world_size
+    part = slice(rank * size, (rank + 1) * size)
+    found = {}
+    for name, objective in objectives().items():
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        losses, gradients = [], {}
+        for step in range(NUM_STEPS):
+            objective.zero_grad()
+            loss = objective(make_batch(step, part), seeded(step))["loss"]
+            loss.backward()
+            mean_loss = loss.detach().clone()
+            for tensor in [mean_loss, *(p.grad for p in trained if p.grad is not None)]:
+                if world_size > 1:
+                    dist.all_reduce(tensor)
+                    tensor /= world_size
+            if not step:
+                gradients = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+            with torch.no_grad():
+                for parameter in trained:
+                    if parameter.grad is not None:
+                        parameter -= RATE * parameter.grad
+            if hasattr(objective, "after_step"):
+                objective.after_step(step, NUM_STEPS)
+            losses.append(float(mean_loss))
+        state = {key: value.clone() for key, value in objective.state_dict().items()}
+        found[name] = {"losses": losses, "gradients": gradients, "state": state}
+    return found
+
+
+def _worker(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    torch.save(train(rank, world_size), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def train_on_ranks(world_size: int, folder: Path) -> list[dict[str, dict[str, Any]]]:
+    """Return what `train` returns on each of several processes."""
+    mp.spawn(_worker, (world_size, str(folder)), world_size)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
