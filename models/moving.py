@@ -21,7 +21,7 @@ class MovingAverage(nn.Module):
         self.copy = copy.deepcopy(source).float().requires_grad_(False)
         for module in self.copy.modules():
             if hasattr(module, "drop"):
-                module.drop = 0.0  # a teacher drops no paths
+                setattr(module, "drop", 0.0)  # noqa: B010; a teacher drops no paths
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MovingAverage":
         """Move with the objective, but stay in float32."""
@@ -30,10 +30,10 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, source: nn.Module, momentum: float) -> None:
         """Set every parameter to momentum * itself + (1 - momentum) * the source's; buffers are copied."""
-        for own, other in zip(self.copy.parameters(), source.parameters(), strict=True):
-            own.lerp_(other.to(own.dtype), 1 - momentum)
-        for own, other in zip(self.copy.buffers(), source.buffers(), strict=True):
-            own.copy_(other)
+        for average, parameter in zip(self.copy.parameters(), source.parameters(), strict=True):
+            average.lerp_(parameter.to(average.dtype), 1 - momentum)
+        for average_buffer, buffer in zip(self.copy.buffers(), source.buffers(), strict=True):
+            average_buffer.copy_(buffer)
 
     def run(self, function: Callable[[Any], Any], like: nn.Module) -> Any:
         """Return function(copy) without gradient, computed in the dtype of `like`, the module that is trained."""

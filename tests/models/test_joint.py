@@ -34,8 +34,10 @@ def test_two_ranks_on_halves_are_one_on_the_whole(name: str, alone: dict, togeth
     first, second = (found[name] for found in together)
     assert first["losses"] == second["losses"]
     assert first["losses"] == pytest.approx(alone[name]["losses"], rel=1e-4)
+    # Before a batch norm a bias has no gradient but rounding's, which is as large as what cancels in it.
+    largest = max(float(gradient.abs().max()) for gradient in alone[name]["gradients"].values())
     for key, gradient in alone[name]["gradients"].items():
-        torch.testing.assert_close(first["gradients"][key], gradient, rtol=1e-3, atol=1e-5 + 1e-5 * float(gradient.abs().max()))
+        torch.testing.assert_close(first["gradients"][key], gradient, rtol=1e-3, atol=2e-5 * max(1.0, largest))
     for key, value in alone[name]["state"].items():
         assert torch.equal(first["state"][key], second["state"][key]), key
         torch.testing.assert_close(first["state"][key], value, rtol=1e-3, atol=2e-4)
