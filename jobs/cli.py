@@ -166,14 +166,10 @@ def _coregister(arguments: list[str]) -> dict[str, Any]:
 
 
 def _ingest(arguments: list[str]) -> dict[str, Any]:
-    from cluster.connect import connect
     from jobs.ingest import ingest
-    from pipeline.datasets import load_layout
     from pipeline.grid import Grid
 
     options = _parse(Ingest, arguments, "ingest")
-    load_layout(options.layout).places(options.folder)
-    connect()
     return ingest(options.layout, options.folder, options.archive, Grid(**asdict(options.grid)))
 
 

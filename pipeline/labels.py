@@ -5,10 +5,13 @@ data set has which is its layout's.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,15 @@ class LabelMap:
         if len(counts) > num_classes:
             raise ValueError(f"a label map has class {len(counts) - 1}, expected 0 to {num_classes - 1}")
         return counts.tolist()
+
+
+def map_of(codes: np.ndarray, class_of: Mapping[int, int], unlabelled: Sequence[int] = (), name: str = "label") -> LabelMap:
+    """Return the map of an image (y, x) of codes: `class_of` says the class of each; `unlabelled` codes have none."""
+    classes, is_labelled = np.zeros(codes.shape, np.uint8), np.zeros(codes.shape, bool)
+    for code, index in class_of.items():
+        classes[codes == code] = index
+        is_labelled |= codes == code
+    if (is_known := is_labelled | np.isin(codes, unlabelled)).all():
+        return LabelMap(classes, is_labelled)
+    found = ", ".join(str(code) for code in np.unique(codes[~is_known])[:5])
+    raise InputError(f"{name} has the values {found}; expected {', '.join(map(str, [*class_of, *unlabelled]))}")
