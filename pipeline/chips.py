@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +70,16 @@ class Chip:
         """Return a window in the sensor's stored dtype, zero where there is no data."""
         physical = self.pixels[:, *window] * np.reshape(self.scale, (-1, 1, 1))
         return sensor.to_stored(np.where(self.is_valid[window], physical, 0))
+
+    def crop(self, row: int, column: int, shape: tuple[int, int]) -> "Chip":
+        """Return `shape` (y, x) pixels from (row, column) on; what lies outside the chip is not valid."""
+        pixels, is_valid = np.zeros((len(self.pixels), *shape), self.pixels.dtype), np.zeros(shape, bool)
+        ends = [min(start + n, size) for start, n, size in zip((row, column), shape, self.is_valid.shape)]
+        source = tuple(slice(max(start, 0), max(end, 0)) for start, end in zip((row, column), ends))
+        target = tuple(slice(s.start - start, s.stop - start) for s, start in zip(source, (row, column)))
+        pixels[:, *target], is_valid[target] = self.pixels[:, *source], self.is_valid[source]
+        moved = self.transform @ Affine.translation(column, row) if self.transform else None
+        return replace(self, pixels=pixels, is_valid=is_valid, transform=moved)
 
     def require_grid(self, shape: tuple[int, ...], transform: Affine | None, what: str) -> "Chip":
         """Return this chip, which must lie as `shape` (y, x) and `transform` say; `what` names it in the error."""

@@ -5,8 +5,10 @@ top-of-atmosphere reflectance x 10000 in the order B01 ... B08, B09, B10, B11, B
 files. Published splits: see `_eurosat`. Without one, all patches of a square of a tenth of a degree go to one split.
 """
 
+from dataclasses import replace
+
 from pipeline.archive import Tile
-from pipeline.chips import REFLECTANCE, Chip, cut_tiles, ground_squares, read_chip, split_places
+from pipeline.chips import REFLECTANCE, cut_tiles, ground_squares, read_chip, split_places
 from pipeline.datasets import _eurosat
 from pipeline.grid import Grid
 from pipeline.sensors import Sensor, load_sensor
@@ -34,7 +36,6 @@ def splits(folder: str, found: dict[str, str]) -> dict[str, str]:
 def tiles(place: str, path: str, grid: Grid) -> list[Tile]:
     """Return the tiles of one patch, one where a site is 640 m."""
     sensor, chip = load_sensor(SENSOR), read_chip(path, len(FILE_BANDS), REFLECTANCE)
-    ordered = chip.pixels[[FILE_BANDS.index(band) for band in sensor.band_names]]
-    chip = Chip(ordered, chip.is_valid, chip.scale, chip.crs, chip.transform)
+    chip = replace(chip, pixels=chip.pixels[[FILE_BANDS.index(band) for band in sensor.band_names]])
     label = float(_eurosat.CLASSES.index(_eurosat.class_of(place)))
     return cut_tiles(chip, sensor, grid, f"eurosat/{place}", place, labels=lambda _: {"eurosat": label})
