@@ -18,7 +18,7 @@ from pipeline.sensors import Sensor
 @pytest.mark.parametrize(
     ("layouts", "site_size_m", "labels"),
     [
-        (("bigearthnet",), 1200.0, {"bigearthnet_43": 10}),
+        (("bigearthnet",), 1200.0, {"bigearthnet_43": 12}),
         (("landslide4sense", "sen12mscr", "sen1floods11"), 1280.0, {"landslide": 32, "water": 112}),
     ],
 )
