@@ -246,18 +246,20 @@ def ground_squares(paths: Mapping[str, str], side_deg: float) -> dict[str, str]:
     Only headers are read.
     """
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        centres = pool.map(_centre, paths.values())
-    squares = {}
-    for place, centre in zip(paths, centres):
-        squares[place] = f"{centre[0] // side_deg:.0f}_{centre[1] // side_deg:.0f}" if centre else place
+        centres = dict(zip(paths, pool.map(_centre, paths.values())))
+    squares = {place: place for place in paths}
+    for crs in sorted({found[0] for found in centres.values() if found}):
+        chosen = [place for place, found in centres.items() if found and found[0] == crs]
+        xy = np.array([found[1:] for found in centres.values() if found and found[0] == crs])
+        lonlat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*xy.T)
+        squares |= {place: f"{lon // side_deg:.0f}_{lat // side_deg:.0f}" for place, lon, lat in zip(chosen, *lonlat)}
     return squares
 
 
-def _centre(path: str) -> tuple[float, float] | None:
+def _centre(path: str) -> tuple[str, float, float] | None:
     try:
         with open_raster(path) as source:
-            x, y = source.transform @ (source.width / 2, source.height / 2)
-            return Transformer.from_crs(source.crs, "EPSG:4326", always_xy=True).transform(x, y) if source.crs else None
+            return (str(source.crs), *(source.transform @ (source.width / 2, source.height / 2))) if source.crs else None
     except InputError:  # whoever reads its pixels says so
         return None
 
