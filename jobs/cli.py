@@ -98,7 +98,9 @@ class Ingest:
     """Put ready-made chips, with or without a CRS, into an archive."""
 
     layout: Positional[str]
+    """A public data set's form, such as bigearthnet; an unknown name lists all. `pipeline/datasets` describes each."""
     folder: Positional[str]
+    """Local folder with the data set's files, as published."""
     archive: Positional[str]
     grid: OmitArgPrefixes[GridOptions] = field(default_factory=GridOptions)
 

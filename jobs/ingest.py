@@ -14,10 +14,10 @@ from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
 from pipeline import storage
 from pipeline.archive import Archive, create_archive
-from pipeline.chips import split_places
 from pipeline.datasets import load_layout
 from pipeline.errors import InputError
 from pipeline.grid import Grid
+from pipeline.splits import split_places
 
 PLACES_PER_SHARD = 16
 

@@ -1,13 +1,11 @@
-"""What layouts of ready-made chips share: reading them, cutting them into tiles, and which place goes to which split.
+"""What layouts of ready-made chips share: reading them and cutting them into tiles.
 
 Decides which pixels of a chip are data and how a chip becomes tiles; which files make a chip, and in which unit they are,
 is decided by each layout.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from odc.geo.geobox import GeoBox
 from PIL import Image, UnidentifiedImageError
-from pyproj import Transformer
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from scipy import ndimage
 
-from pipeline.archive import NUM_READERS, Tile
+from pipeline.archive import Tile
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import LabelMap
@@ -29,8 +26,6 @@ from pipeline.raster import open_raster
 from pipeline.registration import REFERENCE, Registration
 from pipeline.sensors import Sensor
 
-SPLIT_SHARES = (("train", 0.6), ("val", 0.15), ("test", 0.25))
-HELD_OUT_SHARE = 0.2
 MIN_VALID_FRACTION = 0.3
 REFLECTANCE = 1e-4  # Sentinel-2 files hold reflectance x 10000
 
@@ -92,6 +87,14 @@ class Chip:
                 raise InputError(f"{what} lies {apart_px:.1f} px from what belongs to it, expected the same grid")
         return self
 
+    def require_ground(self, other: "Chip", what: str) -> None:
+        """Refuse a chip that does not cover the ground of `other`, whatever the pixel size of the two."""
+        finer, (height, width) = self.transform, np.divide(self.is_valid.shape, other.is_valid.shape)
+        if self.crs != other.crs:
+            raise InputError(f"{what} is in {self.crs}, expected {other.crs} as what belongs to it")
+        if finer:
+            replace(other, transform=finer @ Affine.scale(width, height)).require_grid(other.is_valid.shape, other.transform, what)
+
 
 def cut_tiles(
     chip: Chip,
@@ -134,7 +137,12 @@ def cut_tiles(
 
 def walk(folder: str, *suffixes: str) -> list[str]:
     """Return the paths of all files under `folder` whose names end in one of `suffixes`, sorted."""
-    found = (os.path.join(root, name) for root, _, names in os.walk(folder) for name in names if name.endswith(suffixes))
+    found = (
+        os.path.join(root, name)
+        for root, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.endswith(suffixes)
+    )
     return sorted(found)
 
 
@@ -175,8 +183,10 @@ def read_bands(
     `shape` (y, x) is another grid of that ground; `shift_px` (rows, columns) moves the content, in the same resampling. A
     pixel with missing data in any band is not valid.
     """
-    bands = [read_chip(path, 1, scale, placed=placed) for path in paths]
-    finest = max(bands, key=lambda band: band.is_valid.size)
+    files = {str(path): read_chip(path, 1, scale, placed=placed) for path in paths}
+    bands, finest = files.values(), max(files.values(), key=lambda band: band.is_valid.size)
+    for path, band in files.items() if placed else ():
+        band.require_ground(finest, f"'{path}'")
     shape = shape or finest.is_valid.shape
     pixels = np.stack([resample(band.pixels[0], shape, shift_px) for band in bands])
     is_valid = np.all([resample(band.is_valid, shape, shift_px) > 0.999 for band in bands], axis=0)
@@ -204,64 +214,6 @@ def read_image(path: str | Path, num_bands: int) -> np.ndarray:
     if len(pixels) < num_bands:
         raise InputError(f"'{path}' has {len(pixels)} bands, expected {num_bands}")
     return pixels[:num_bands]
-
-
-def split_places(places: Iterable[str], group_of: Callable[[str], str] = str) -> dict[str, str]:
-    """Return place -> split: 60 / 15 / 25 % by the hash of each place's group, whatever other places there are.
-
-    Places of one group stay together. Of three groups or more no split is empty: a missing one gets the group that is
-    nearest to it, from the split that has most.
-    """
-    groups = {place: group_of(place) for place in places}
-    position = {group: _position(group) for group in sorted(set(groups.values()))}
-    limits = np.cumsum([0, *(share for _, share in SPLIT_SHARES)])
-    split = {group: SPLIT_SHARES[int(np.searchsorted(limits[1:-1], at, "right"))][0] for group, at in position.items()}
-    for index, (name, _) in enumerate(SPLIT_SHARES):
-        if len(split) >= len(SPLIT_SHARES) and name not in split.values():
-            held = list(split.values())
-            largest = max(set(held), key=lambda other: (held.count(other), other))
-            middle = (limits[index] + limits[index + 1]) / 2
-            split[min((g for g in split if split[g] == largest), key=lambda group: abs(position[group] - middle))] = name
-    return {place: split[group] for place, group in groups.items()}
-
-
-def hold_out(stated: Mapping[str, str], group_of: Callable[[str], str] = str) -> dict[str, str]:
-    """Return a published split that has no 'val' with a fifth of the groups in 'train' made 'val', by their hashes."""
-    position = {group_of(place): _position(f"val/{group_of(place)}") for place, split in stated.items() if split == "train"}
-    if len(position) < 2:
-        return dict(stated)
-    first, *_, last = sorted(position, key=position.__getitem__)  # one is always held out, one never
-    held = {group for group, at in position.items() if at < HELD_OUT_SHARE} - {last} | {first}
-    return {p: "val" if split == "train" and group_of(p) in held else split for p, split in stated.items()}
-
-
-def _position(name: str) -> float:
-    """Return a place in 0..1 that depends on nothing but the name."""
-    return int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 16**16
-
-
-def ground_squares(paths: Mapping[str, str], side_deg: float) -> dict[str, str]:
-    """Return place -> square of `side_deg` degrees that the centre of its GeoTIFF is in; its own name where it has none.
-
-    Only headers are read.
-    """
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        centres = dict(zip(paths, pool.map(_centre, paths.values())))
-    squares = {place: place for place in paths}
-    for crs in sorted({found[0] for found in centres.values() if found}):
-        chosen = [place for place, found in centres.items() if found and found[0] == crs]
-        xy = np.array([found[1:] for found in centres.values() if found and found[0] == crs])
-        lonlat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*xy.T)
-        squares |= {place: f"{lon // side_deg:.0f}_{lat // side_deg:.0f}" for place, lon, lat in zip(chosen, *lonlat)}
-    return squares
-
-
-def _centre(path: str) -> tuple[str, float, float] | None:
-    try:
-        with open_raster(path) as source:
-            return (str(source.crs), *(source.transform @ (source.width / 2, source.height / 2))) if source.crs else None
-    except InputError:  # whoever reads its pixels says so
-        return None
 
 
 def require_folder(folder: str, *children: str) -> Path:

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from pipeline.archive import Tile
-from pipeline.chips import Chip, cut_tiles, hold_out, read_chip
+from pipeline.chips import Chip, cut_tiles, read_chip
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, LabelMap
 from pipeline.sensors import Sensor
+from pipeline.splits import hold_out
 
 COLOURS = {
     "Impervious surfaces": (255, 255, 255),

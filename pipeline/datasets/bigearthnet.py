@@ -26,12 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.archive import NUM_READERS, Tile
-from pipeline.chips import REFLECTANCE, cut_tiles, read_bands, split_places
+from pipeline.chips import REFLECTANCE, cut_tiles, read_bands
 from pipeline.datasets._corine import CLASSES_19, CLASSES_43, GROUP_OF
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.splits import split_places
 
 LABELS = {
     "bigearthnet_43": Label("multilabel", "tile", CLASSES_43),
@@ -129,6 +130,8 @@ def _with_metadata(folders: dict[str, dict[str, str]], path: str) -> dict[str, P
             if row["split"] not in SPLITS:
                 raise InputError(f"'{path}' has split '{row['split']}'; expected {', '.join(SPLITS)}")
             found[row["patch_id"]] = Patch(present, tuple(row["labels"]), SPLITS[row["split"]])
+    if not found:
+        raise InputError(f"'{path}' names none of the patches beside it; expected the metadata of these patches")
     return found
 
 

@@ -8,10 +8,11 @@ files. Published splits: see `_eurosat`. Without one, all patches of a square of
 from dataclasses import replace
 
 from pipeline.archive import Tile
-from pipeline.chips import REFLECTANCE, cut_tiles, ground_squares, read_chip, split_places
+from pipeline.chips import REFLECTANCE, cut_tiles, read_chip
 from pipeline.datasets import _eurosat
 from pipeline.grid import Grid
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.splits import ground_squares, split_places
 
 LABELS, PLACES_PER_SHARD = _eurosat.LABELS, _eurosat.PLACES_PER_SHARD
 SENSOR = "sentinel2_l1c"

@@ -12,11 +12,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from pipeline.archive import Tile
-from pipeline.chips import REFLECTANCE, Window, cut_tiles, read_chip, split_places, walk
+from pipeline.chips import REFLECTANCE, Window, cut_tiles, read_chip, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, map_of
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.splits import split_places
 
 LABELS = {"water_fraction": Label("fraction", "tile"), "water": Label("map", "tile", ("dry", "water"))}
 LABEL = "_LabelHand.tif"

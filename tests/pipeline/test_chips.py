@@ -1,53 +1,16 @@
-"""Reading, cutting and splitting of ready-made chips."""
+"""Reading and cutting of ready-made chips."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.chips import Chip, cut_tiles, hold_out, read_bands, read_chip, resample, split_places
+from pipeline.chips import Chip, cut_tiles, read_bands, read_chip, resample
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import map_of
 from pipeline.sensors import load_sensor
 from tests.pipeline.datasets.files import write_tif
-
-PLACES = [f"place {n}" for n in range(400)]
-
-
-def test_adding_places_moves_none_to_another_split() -> None:
-    splits = split_places(PLACES)
-    assert splits == split_places(PLACES[::-1])
-    counts = {name: list(splits.values()).count(name) for name in ("train", "val", "test")}
-    assert counts == pytest.approx({"train": 240, "val": 60, "test": 100}, abs=25)
-    for few, more in pairwise((60, 100, 200, 400)):
-        assert split_places(PLACES[:few]).items() <= split_places(PLACES[:more]).items()
-
-
-@pytest.mark.parametrize("number", range(3, 20))
-def test_no_split_of_a_small_folder_is_empty(number: int) -> None:
-    for first in range(0, 300, 20):
-        splits = split_places(PLACES[first : first + number])
-        assert set(splits.values()) == {"train", "val", "test"}
-    assert len(set(split_places(PLACES[:2]).values())) <= 2
-
-
-def test_groups_stay_together() -> None:
-    splits = split_places(PLACES, lambda place: place[-1])
-    assert all(len({splits[p] for p in PLACES if p.endswith(str(digit))}) == 1 for digit in range(10))
-
-
-def test_held_out_groups_are_some_of_train_and_never_all() -> None:
-    stated = {place: "test" if place.endswith("0") else "train" for place in PLACES}
-    splits = hold_out(stated)
-    assert {p for p, split in splits.items() if split == "test"} == {p for p in PLACES if p.endswith("0")}
-    assert list(splits.values()).count("val") == pytest.approx(0.2 * 360, abs=25)
-    for number in range(2, 12):
-        for first in range(0, 200, 12):
-            few = hold_out(dict.fromkeys(PLACES[first : first + number], "train"))
-            assert set(few.values()) == {"train", "val"}
-    assert hold_out({"only": "train"}) == {"only": "train"}
 
 
 def test_bands_of_other_grids_lie_on_the_same_ground(tmp_path: Path) -> None:
@@ -66,6 +29,17 @@ def test_bands_of_other_grids_lie_on_the_same_ground(tmp_path: Path) -> None:
     missing = ~read_bands([tmp_path / "coarse.tif", tmp_path / "fine.tif"]).is_valid
     assert missing[9:13, 9:13].all()
     assert missing.sum() == 16
+
+
+def test_bands_of_other_ground_are_refused(tmp_path: Path) -> None:
+    fine = write_tif(tmp_path / "fine.tif", np.ones((24, 24), np.uint16))
+    coarse = write_tif(tmp_path / "coarse.tif", np.ones((12, 12), np.uint16), transform=(20, 0, 500_000, 0, -20, 5_000_030))
+    with pytest.raises(InputError, match=r"coarse.tif' lies 3.0 px from what belongs to it, expected the same grid"):
+        read_bands([fine, coarse])
+    coarse = write_tif(tmp_path / "coarse.tif", np.ones((12, 12), np.uint16), "EPSG:32634", (20, 0, 500_000, 0, -20, 5_000_000))
+    with pytest.raises(InputError, match=r"coarse.tif' is in EPSG:32634, expected EPSG:32633"):
+        read_bands([fine, coarse])
+    assert read_bands([fine, coarse], placed=False).is_valid.all()
 
 
 def test_content_moves_by_the_shift_and_what_comes_from_outside_is_not_valid(tmp_path: Path) -> None:

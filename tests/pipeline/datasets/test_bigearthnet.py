@@ -108,6 +108,9 @@ def test_faults_are_one_line(tmp_path: Path) -> None:
     pd.DataFrame([row(patch, "holdout")]).to_parquet(tmp_path / "metadata.parquet")
     with pytest.raises(InputError, match="has split 'holdout'; expected train, validation, test"):
         bigearthnet.places(str(tmp_path))
+    pd.DataFrame([row("S2A_absent", "train")]).to_parquet(tmp_path / "metadata.parquet")
+    with pytest.raises(InputError, match=r"metadata.parquet' names none of the patches beside it"):
+        bigearthnet.places(str(tmp_path))
     pd.DataFrame([row(patch, "train", labels=("Moon",))]).to_parquet(tmp_path / "metadata.parquet")
     found = bigearthnet.places(str(tmp_path))[patch]
     with pytest.raises(InputError, match="label 'Moon' is none of BigEarthNet's 19 classes"):
