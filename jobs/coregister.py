@@ -33,8 +33,9 @@ from pipeline.errors import InputError
 from pipeline.grid import Grid, ShardCell
 from pipeline.matching import Points
 from pipeline.registration import Coarse, Registration
-from pipeline.scene import Scene, read_scenes, scene_from_dict
+from pipeline.scene import Scene, scene_from_dict
 from pipeline.sensors import Sensor
+from pipeline.stac import read_scenes
 
 NUM_PICTURES = 4
 PICTURE_PX = 192
@@ -140,8 +141,8 @@ class Recipe:
         if scene.id in unreadable:
             return [scene.id, "cannot be read"]
         reference = self.chosen.get(scene.id)
-        assets = json.loads(json.dumps([asdict(asset) for asset in scene.assets], default=str))
-        return [scene.id, str(scene.time), assets, scene.cloud_href, reference and self._facts(reference, unreadable)]
+        files = [file.model_dump(mode="json") for file in (*scene.assets, *scene.masks)]
+        return [scene.id, str(scene.time), files, reference and self._facts(reference, unreadable)]
 
 
 def _with_references(wanted: set[str], scenes: list[Scene], chosen: dict[str, Scene | None]) -> list[Scene]:

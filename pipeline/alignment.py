@@ -19,6 +19,8 @@ from pipeline.registration import Match, Registration
 
 PIECE_ERROR_PX = 0.02
 MIN_PIECE_PX = 16
+EXACT_M = 2.0**-27
+"""Of coordinates that are whole multiples of this, those of UTM (under 2**24 m) add up without any rounding."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,16 @@ class Alignment:
         (stated_x,), (stated_y,) = self.stated(np.array([x]), np.array([y]), crs)
         return Registration(round(float(x - stated_x), 3), round(float(y - stated_y), 3), self.confidence, self.reason)
 
-    def pieces(self, geobox: GeoBox) -> Iterator[tuple[tuple[slice, slice], Affine]]:
-        """Yield (window, transform): for each piece of `geobox`, where in stated coordinates its pixels must be read."""
+    def pieces(self, geobox: GeoBox, is_same_crs: bool = False) -> Iterator[tuple[tuple[slice, slice], Affine]]:
+        """Yield (window, transform): for each piece of `geobox`, where in stated coordinates its pixels must be read.
+
+        With `is_same_crs` the file that is read has the geobox's CRS. Then one piece does for all if the sums that make
+        positions are exact, as these do not depend on where a piece begins.
+        """
         rows, columns = geobox.shape
-        unit = max(rows, columns) if self.unit_m is None else round(self.unit_m / geobox.resolution.x)
-        moved = None
-        if self.field is None or self.grid is None:
-            moved = 0.0, 0.0
-        elif self.field.kind == "shift" and self.grid.crs == geobox.crs:
-            (x,), (y,) = self.stated(np.zeros(1), np.zeros(1), geobox.crs)
-            moved = float(x), float(y)
+        moved = self._shift(geobox)
+        is_one = self.unit_m is None or (moved is not None and is_same_crs and _adds_up(geobox))
+        unit = max(rows, columns) if is_one or self.unit_m is None else round(self.unit_m / geobox.resolution.x)
         for top in range(0, rows, unit):
             for left in range(0, columns, unit):
                 size = min(unit, rows - top), min(unit, columns - left)
@@ -78,6 +80,15 @@ class Alignment:
                 else:
                     place = Affine.translation(*moved) @ geobox.transform @ Affine.translation(left, top)
                     yield (slice(top, top + size[0]), slice(left, left + size[1])), place
+
+    def _shift(self, geobox: GeoBox) -> tuple[float, float] | None:
+        """Return the one (x, y) in metres that leads to stated coordinates everywhere; None where there is no such."""
+        if self.field is None or self.grid is None:
+            return 0.0, 0.0
+        if self.field.kind != "shift" or self.grid.crs != geobox.crs:
+            return None
+        (x,), (y,) = self.stated(np.zeros(1), np.zeros(1), geobox.crs)
+        return round(x / EXACT_M) * EXACT_M, round(y / EXACT_M) * EXACT_M
 
     def _cut(self, geobox: GeoBox, top: int, left: int, rows: int, columns: int) -> Iterator[tuple[tuple[slice, slice], Affine]]:
         offsets = np.array([(0.5, 0.5), (0.5, 0), (0.5, 1), (0, 0.5), (1, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)])
@@ -131,6 +142,12 @@ def unaligned(reason: str, confidence: float = 0.0) -> Alignment:
 
 def _apply(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
+
+
+def _adds_up(geobox: GeoBox) -> bool:
+    """Return whether the centres of pixels are whole multiples of `EXACT_M`, however they are summed up."""
+    steps = np.array([geobox.resolution.x / 2, geobox.transform.c, geobox.transform.f]) / EXACT_M
+    return bool((steps == np.rint(steps)).all() and np.abs(steps).max() < 2**51)
 
 
 def _halves(size: int) -> list[tuple[int, int]]:

@@ -178,7 +178,8 @@ def register_scene(comparison: Comparison, each: Callable[..., list[Points]]) ->
 def read_structure(scene: Scene, geobox: GeoBox, alignment: Alignment = UNMOVED) -> tuple[np.ndarray, np.ndarray]:
     """Return up to three bands for comparison (band, y, x), and (y, x) bool where they are clear of gaps and cloud."""
     pixels, is_valid = scene.read(geobox, structure_bands(scene), alignment)
-    return pixels, is_valid & ~scene.read_cloud(geobox, alignment)
+    is_cloud, is_gap = scene.read_masks(geobox, alignment)
+    return pixels, is_valid & ~is_cloud & ~is_gap
 
 
 def structure_bands(scene: Scene) -> tuple[str, ...]:
@@ -237,31 +238,20 @@ def build_tiles(
         alignment = replace(alignments.get(scene.id, unaligned("not compared")), unit_m=grid.site_size_m)
         geobox = grid.geobox(cell, sensor.gsd_m)
         try:
-            physical, has_data = scene.read(geobox, sensor.band_names, alignment)
-            is_cloud = scene.read_cloud(geobox, alignment)
+            stored, has_data = scene.read_stored(geobox, sensor, alignment)
+            is_cloud, is_gap = scene.read_masks(geobox, alignment)
         except InputError as error:
             refused[scene.id] = str(error)
             continue
-        stored, is_clear = sensor.to_stored(physical), has_data & ~is_cloud
+        is_clear = has_data & ~is_cloud & ~is_gap
+        stored[:, ~is_clear] = 0
         size = sensor.tile_shape(grid.site_size_m)[0]
         for site, i, j in places:
             window = (slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size))
             if is_clear[window].mean() < min_valid_fraction:
                 continue
-            current = _current_labels(classes, scene.time, site)
-            tiles.append(
-                _tile(
-                    scene,
-                    sensor,
-                    site,
-                    grid,
-                    stored[:, *window],
-                    is_clear[window],
-                    is_cloud[window],
-                    alignment,
-                    current,
-                )
-            )
+            pieces = stored[:, *window], is_clear[window], is_cloud[window]
+            tiles.append(_tile(scene, sensor, site, grid, *pieces, alignment, _current_labels(classes, scene.time, site)))
     return _ranked(tiles), refused
 
 
@@ -281,7 +271,7 @@ def _tile(
     return Tile(
         sensor=sensor.name,
         site=site.id,
-        pixels=np.where(is_valid, pixels, 0).astype(pixels.dtype),
+        pixels=pixels,
         is_valid=is_valid,
         time=scene.time,
         order=0,

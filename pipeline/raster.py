@@ -1,4 +1,4 @@
-"""Open raster files wherever they lie; read them on any pixel grid with exactly one resampling."""
+"""Open images wherever they lie; read them on any pixel grid with exactly one resampling."""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +12,16 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import reproject
 
+from pipeline import cube
 from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
+
+# Formats that hold their own pixels: a VRT, or a web service, could lead anywhere.
+DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "JP2KAK", "HFA", "ENVI")
+# Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
+SAME_KERNEL = {"XSCALE": "1", "YSCALE": "1"}
 
 
 @contextmanager
@@ -34,7 +41,14 @@ def open_raster(href: str) -> Iterator[rasterio.DatasetReader]:
         except RasterioError as error:
             raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
         with dataset:
+            if dataset.driver not in DRIVERS:
+                raise InputError(f"'{href}' is a {dataset.driver} file; expected one of {', '.join(DRIVERS)}")
             yield dataset
+
+
+def dtype_of(href: str) -> str:
+    with open_raster(href) as source:
+        return str(source.dtypes[0])
 
 
 def read_on_grid(
@@ -44,53 +58,100 @@ def read_on_grid(
     nodata: float | None,
     alignment: Alignment = UNMOVED,
     categorical: bool = False,
+    variable: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (bands, y, x) in the file's numbers and (y, x) validity of `href` on `geobox`, resampled once.
 
-    What `alignment` knows of the file's displacement is undone inside the same resampling. Finer files are averaged
-    down, others interpolated bilinearly (cubic overshoots at edges); categories take the nearest pixel. Pixels without
-    any valid source are False in validity.
+    `variable` is the one of a cube whose layers `indexes` count. What `alignment` knows of the file's displacement is
+    undone inside the same resampling. Finer files are averaged down, others interpolated bilinearly (cubic overshoots at
+    edges); categories take the nearest pixel. Pixels without any valid source are False in validity.
     """
-    with open_raster(href) as source:
+    with _open(href, variable, indexes, geobox, alignment) as (source, indexes):
         if source.crs is None:
             raise InputError(f"'{href}' has no CRS; data without one goes through 'terraloom ingest'")
         resampling = Resampling.nearest if categorical else _resampling(source, geobox)
-        pixels = np.zeros((len(indexes), *geobox.shape), source.dtypes[indexes[0] - 1])
-        is_valid = np.zeros(geobox.shape, bool)
-        for window, transform in alignment.pieces(geobox):
-            place = GeoBox(is_valid[window].shape, transform, geobox.crs)
-            pixels[:, *window], is_valid[window] = _warp(source, indexes, place, nodata, resampling)
+        is_same_crs = source.crs == str(geobox.crs)
+        num_warped = len(indexes) + (nodata is None)  # without nodata, an alpha band tells what lies outside the file
+        warped = np.zeros((num_warped, *geobox.shape), source.dtypes[indexes[0] - 1])
+        warp = _warp_exactly if is_same_crs else _warp_nearly
+        try:
+            for window, transform in alignment.pieces(geobox, is_same_crs):
+                warped[:, *window] = warp(source, indexes, GeoBox(_shape(window), transform, geobox.crs), nodata, resampling)
+        except RasterioError as error:
+            raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
+    pixels = warped[: len(indexes)]
+    is_valid = warped[-1] > 0 if nodata is None else _has_data(pixels, nodata)
     if np.issubdtype(pixels.dtype, np.floating):
         is_valid &= np.isfinite(pixels).all(axis=0)
     return pixels, is_valid
 
 
-def _warp(
+@contextmanager
+def _open(
+    href: str, variable: str | None, indexes: tuple[int, ...], geobox: GeoBox, alignment: Alignment
+) -> Iterator[tuple[rasterio.DatasetReader, tuple[int, ...]]]:
+    """Yield the raster to read from, and which of its bands are those that `indexes` name."""
+    if variable is None:
+        with open_raster(href) as source:
+            yield source, indexes
+    else:
+        places = [GeoBox(_shape(window), transform, geobox.crs) for window, transform in alignment.pieces(geobox)]
+        with cube.open_window(href, variable, indexes, places) as source:
+            yield source, tuple(range(1, len(indexes) + 1))
+
+
+def _shape(window: tuple[slice, slice]) -> tuple[int, int]:
+    return window[0].stop - window[0].start, window[1].stop - window[1].start
+
+
+def _has_data(pixels: np.ndarray, nodata: float) -> np.ndarray:
+    """Return (y, x) bool, True where no band says that nothing was measured."""
+    stated = ~np.isnan(pixels) if np.isnan(nodata) else pixels != (np.float32(nodata) if pixels.dtype == np.float32 else nodata)
+    return stated.all(axis=0)
+
+
+def _warp_exactly(
     source: rasterio.DatasetReader, indexes: tuple[int, ...], geobox: GeoBox, nodata: float | None, resampling: Resampling
-) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with WarpedVRT(
-            source,
-            crs=str(geobox.crs),
-            transform=geobox.transform,
-            width=geobox.shape.x,
-            height=geobox.shape.y,
-            resampling=resampling,
-            src_nodata=nodata,
-            nodata=nodata,
-            # Between CRSs GDAL interpolates positions to this part of a source pixel, ten times faster than without; how,
-            # depends on the piece that is asked for, so what must be the same always asks for the same pieces.
-            tolerance=0.005,
-            add_alpha=nodata is None,
-            # Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
-            XSCALE="1",
-            YSCALE="1",
-        ) as warped:
-            pixels = warped.read(indexes)
-            # Without nodata, what lies outside the file is told by the added alpha band alone (masks of floats ignore it).
-            return pixels, (warped.read(warped.count) if nodata is None else warped.read_masks(indexes[0])) > 0
-    except RasterioError as error:
-        raise InputError(f"cannot read '{source.name}': {str(error).splitlines()[0]}") from None
+) -> np.ndarray:
+    """Return the bands, and alpha where there is no nodata, of a file in the geobox's own CRS; every position is computed."""
+    warped = np.zeros((len(indexes) + (nodata is None), *geobox.shape), source.dtypes[indexes[0] - 1])
+    alpha = {"dst_alpha": len(warped)} if nodata is None else {}
+    reproject(
+        rasterio.band(source, indexes),
+        warped,
+        dst_transform=geobox.transform,
+        dst_crs=str(geobox.crs),
+        src_nodata=nodata,
+        dst_nodata=nodata,
+        resampling=resampling,
+        tolerance=0,
+        **alpha,
+        **SAME_KERNEL,
+    )
+    return warped
+
+
+def _warp_nearly(
+    source: rasterio.DatasetReader, indexes: tuple[int, ...], geobox: GeoBox, nodata: float | None, resampling: Resampling
+) -> np.ndarray:
+    """Do the same from another CRS: GDAL interpolates positions to 0.005 of a source pixel, ten times faster than without.
+
+    How, depends on the piece that is asked for, so what must be the same always asks for the same pieces.
+    """
+    with WarpedVRT(
+        source,
+        crs=str(geobox.crs),
+        transform=geobox.transform,
+        width=geobox.shape.x,
+        height=geobox.shape.y,
+        resampling=resampling,
+        src_nodata=nodata,
+        nodata=nodata,
+        tolerance=0.005,
+        add_alpha=nodata is None,
+        **SAME_KERNEL,
+    ) as warped:
+        return warped.read([*indexes, warped.count] if nodata is None else indexes)
 
 
 def _resampling(source: rasterio.DatasetReader, geobox: GeoBox) -> Resampling:
