@@ -51,6 +51,7 @@ def test_real_samples(
 def test_every_layout_says_what_it_needs(name: str, tmp_path: Path) -> None:
     layout = load_layout(name)
     assert "site-size-m" in str(layout.__doc__)
+    assert f"| `{name}` |" in (Path(__file__).parents[3] / "docs" / "layouts.md").read_text()
     assert all(isinstance(sensor, Sensor) and sensor.name == key for key, sensor in layout.sensors().items())
     assert all(label.kind in ("class", "binary", "fraction", "multilabel", "map") for label in layout.LABELS.values())
     with pytest.raises(InputError, match=r"no .* under|lacks patches.npz") as raised:
