@@ -62,7 +62,9 @@ def ingest(layout: str, folder: str, archive_url: str, grid: Grid) -> dict[str, 
         refused |= unreadable
         empty += without
     if len(refused) == len(splits):
-        raise InputError(f"none of the {len(splits)} places in '{folder}' can be read: {'; '.join(list(refused.values())[:3])}")
+        reasons = "; ".join(list(refused.values())[:3])
+        hint = "" if archive.published() else f"; '{archive_url}' is empty still: remove it to begin it with another site size"
+        raise InputError(f"none of the {len(splits)} places in '{folder}' can be read: {reasons}{hint}")
     stale = [shard for shard in made if re.fullmatch(rf"{layout}_[a-z]+_\d+", shard) and shard not in wanted]
     for shard in stale:
         archive.withdraw(shard)

@@ -47,6 +47,13 @@ def test_real_samples(
     assert (again["shards_written"], again["digest"]) == (0, archive.digest())
 
 
+def test_a_site_larger_than_the_chips_is_refused_with_the_size_to_give(shared_data: Path, tmp_path: Path, cluster: None) -> None:
+    url = str(tmp_path / "archive")
+    with pytest.raises(InputError, match=r"none of the 10 places .* give --site-size-m of at most 1200; .*archive' is empty still"):
+        ingest("bigearthnet", str(shared_data / "bigearthnet"), url, Grid(2400))
+    assert open_archive(url).published() == []
+
+
 @pytest.mark.parametrize("name", layout_names())
 def test_every_layout_says_what_it_needs(name: str, tmp_path: Path) -> None:
     layout = load_layout(name)
