@@ -21,6 +21,8 @@ from pipeline.objects import StoredObject
 
 blosc.use_threads = False  # the executor's threads are the parallelism
 CRC_BYTES = 4
+Targets = np.ndarray | list[np.ndarray]
+"""Room for tiles, one entry each, contiguous within an entry."""
 BLOCK_TILES = 32
 """What one thread decodes at a time: enough work to outweigh the handing over, small enough to share a shard evenly."""
 
@@ -35,16 +37,13 @@ class TileArray:
     content: StoredObject
     index: np.ndarray
 
-    def decode(self, rows: np.ndarray, out: np.ndarray | None = None, executor: Executor | None = None) -> np.ndarray:
-        """Return tiles `rows`, in that order, in `out` where it is given; a damaged one is an InputError that names it."""
-        if out is None:
-            out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+    def decode(self, rows: np.ndarray, out: Targets, executor: Executor | None = None) -> None:
+        """Decode tiles `rows` to the entries of `out`, in that order; a damaged one is an InputError that names it."""
         blocks = [slice(first, first + BLOCK_TILES) for first in range(0, len(rows), BLOCK_TILES)]
         for _ in (executor.map if executor else map)(lambda block: self._decode(rows[block], out[block]), blocks):
             pass
-        return out
 
-    def _decode(self, rows: np.ndarray, out: np.ndarray) -> None:
+    def _decode(self, rows: np.ndarray, out: Targets) -> None:
         starts, sizes = self.index[rows].T
         first, last = int(starts.min()), int((starts + sizes).max())
         if last - first <= 2 * int(sizes.sum()):  # neighbours: one read
@@ -72,7 +71,10 @@ def read_rows(array_url: str, rows: np.ndarray, out: np.ndarray | None = None, e
     A damaged or cut-off array is an InputError that names it; no pixel of it is returned.
     """
     with opened(array_url) as tiles:
-        return tiles.decode(rows, out, executor)
+        if out is None:
+            out = np.empty((len(rows), *tiles.shape[1:]), tiles.dtype)
+        tiles.decode(rows, out, executor)
+        return out
 
 
 def _checked(part: np.ndarray, what: str) -> np.ndarray:
