@@ -104,6 +104,8 @@ class Archive:
 
     def tiles(self, shards: Sequence[str]) -> pd.DataFrame:
         """Return of each tile in `shards` the columns that say where and when it is; far less than the catalog holds."""
+        if len(shards) == 1:
+            return self._read_columns(shards[0])
         with ThreadPoolExecutor(NUM_READERS) as pool:
             return pd.concat(list(pool.map(self._read_columns, shards)), ignore_index=True)
 

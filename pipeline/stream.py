@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -24,12 +24,15 @@ from pipeline.augment import AugmentConfig, SensorArrays, augment
 from pipeline.crops import MultiCrop, cut
 from pipeline.plan import Plan, SetPlan, Step, Window
 from pipeline.samples import SampleSource
+from pipeline.views import SensorSet
 from pipeline.windows import Columns, OpenShards, resolve
 
 BLOCK_ROWS = 64
 # A dataset left waiting with finished blocks polls without sleeping (Ray 2.60) and takes the interpreter from training:
 # three of them made it four times slower. So a dataset is small enough to be drained into memory at once.
 SAMPLES_PER_DATASET = {"cpu_nodes": 512, "trainer": 16_384}
+SAMPLES_PER_TASK = 256
+"""Windows of very small shards share a read task."""
 READ_CPUS = 0.25
 STEPS_AHEAD = 3
 
@@ -211,47 +214,58 @@ class _SetReader:
             yield from ahead.result()
 
     def _drain(self, windows: list[Window]) -> list[_Chunk]:
+        tasks = list(_groups(windows, SAMPLES_PER_TASK))
         dataset = ray.data.read_datasource(
-            _WindowSource(self._source, self._plan, self._config.decode, windows),
-            override_num_blocks=len(windows),
+            _WindowSource(self._source, self._plan, self._config.decode, tasks),
+            override_num_blocks=len(tasks),
             ray_remote_args={"num_cpus": READ_CPUS},
         )
-        return [_Chunk(columns) for columns in dataset.iter_batches(batch_size=None, batch_format="numpy")]
+        blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
+        return [chunk for columns in blocks for chunk in _chunks(columns)]
 
 
 class _WindowSource(Datasource):
-    """A finite run of windows as a Ray Data source: one read task each."""
+    """A finite run of windows as a Ray Data source: a read task for each group of them."""
 
-    def __init__(self, source: SampleSource, plan: SetPlan, decode: str, windows: list[Window]):
+    def __init__(self, source: SampleSource, plan: SetPlan, decode: str, tasks: list[list[Window]]):
         super().__init__()
-        self._plan, self._decode, self._windows, self._shared = plan, decode, windows, ray.put(source)
+        self._plan, self._decode, self._tasks, self._shared = plan, decode, tasks, ray.put(source)
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
-        return [self._task(window) for window in self._windows]
+        return [self._task([(window, names(self._plan, window.shard)) for window in windows]) for windows in self._tasks]
 
-    def _task(self, window: Window) -> ReadTask:
-        shared, sensor_set, decodes, shards = (
-            self._shared,
-            self._plan.sensor_set,
-            self._decode == "cpu_nodes",
-            names(self._plan, window.shard),
-        )
+    def _task(self, windows: list[tuple[Window, dict[int, str]]]) -> ReadTask:
+        shared, sensor_set, read = self._shared, self._plan.sensor_set, _decoded if self._decode == "cpu_nodes" else _resolved
 
-        def read() -> Iterable[Block]:
+        def run() -> Iterable[Block]:
             source = ray.get(shared)
-            columns = resolve(source, sensor_set, window, shards)
-            if not decodes:
-                yield BlockAccessor.batch_to_block(columns)
-                return
-            with closing(OpenShards(source.archive, sensor_set, shards)) as opened:
-                for first in range(0, len(window.number), BLOCK_ROWS):
-                    block = {name: column[first : first + BLOCK_ROWS] for name, column in columns.items()}
-                    yield BlockAccessor.batch_to_block(opened.decode(block))
+            for window, shards in windows:
+                for columns in read(source, sensor_set, window, shards):
+                    yield BlockAccessor.batch_to_block(columns)
 
-        return ReadTask(read, BlockMetadata(num_rows=len(window.number), size_bytes=None, input_files=None, exec_stats=None))
+        num_rows = sum(len(window.number) for window, _ in windows)
+        return ReadTask(run, BlockMetadata(num_rows=num_rows, size_bytes=None, input_files=None, exec_stats=None))
+
+
+def _resolved(source: SampleSource, sensor_set: SensorSet, window: Window, shards: dict[int, str]) -> Iterator[Columns]:
+    yield resolve(source, sensor_set, window, shards)
+
+
+def _decoded(source: SampleSource, sensor_set: SensorSet, window: Window, shards: dict[int, str]) -> Iterator[Columns]:
+    columns = resolve(source, sensor_set, window, shards)
+    with closing(OpenShards(source.archive, sensor_set, shards)) as opened:
+        for first in range(0, len(window.number), BLOCK_ROWS):
+            yield opened.decode({name: column[first : first + BLOCK_ROWS] for name, column in columns.items()})
+
+
+def _chunks(columns: Columns) -> list[_Chunk]:
+    """Return the runs of one lane's consecutive samples in a block, of which Ray Data may join several."""
+    ends = np.flatnonzero((np.diff(columns["lane"]) != 0) | (np.diff(columns["position"]) != 1)) + 1
+    bounds = [0, *ends.tolist(), len(columns["lane"])]
+    return [_Chunk({name: column[a:b] for name, column in columns.items()}) for a, b in pairwise(bounds)]
 
 
 def names(plan: SetPlan, shard: np.ndarray) -> dict[int, str]:

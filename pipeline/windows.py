@@ -19,7 +19,7 @@ from pipeline.samples import SampleSource
 from pipeline.views import SensorSet
 
 Columns = dict[str, np.ndarray]
-NUM_OPENERS = 8
+_openers = ThreadPoolExecutor(8, "open")  # an object store answers many requests at a time
 
 
 def resolve(source: SampleSource, sensor_set: SensorSet, window: Window, shards: dict[int, str]) -> Columns:
@@ -56,8 +56,7 @@ class OpenShards:
         self._archive, self._sensor_set = archive, sensor_set
         self._stack, self._lock = ExitStack(), threading.Lock()
         wanted = [(place, name, kind) for place in shards for name in sensor_set for kind in ("pixels", "valid")]
-        with ThreadPoolExecutor(NUM_OPENERS) as pool:  # an object store answers many requests at a time
-            self._arrays = dict(zip(wanted, pool.map(lambda key: self._open(shards[key[0]], *key[1:]), wanted)))
+        self._arrays = dict(zip(wanted, _openers.map(lambda key: self._open(shards[key[0]], *key[1:]), wanted)))
 
     def _open(self, shard: str, sensor: str, kind: str) -> TileArray | None:
         """Return one array; None where a shard has no tile of the sensor (a view that masks absent ones wants none)."""

