@@ -84,11 +84,10 @@ Range = tuple[np.ndarray, np.ndarray]
 """For each tile the first place of a range of others, and one past its last; empty where that is not later."""
 
 
-def partners(may_pair: np.ndarray, one: Range, other: Range) -> np.ndarray:
-    """Return pairs (N, 2) of places, the lower first: each place that may pair, with those of its two ranges in turn."""
+def partners(dates: Dates, may_pair: np.ndarray, one: Range, other: Range) -> np.ndarray:
+    """Return pairs (N, 2) of places: each that may pair with those of its two ranges, each in its turn."""
     size, other_size = (np.maximum(stop - start, 0) for start, stop in (one, other))
     place = np.flatnonzero(may_pair & (size + other_size > 0))
-    turn = place % (size + other_size)[place]
-    in_one = turn < size[place]
-    partner = np.where(in_one, one[0][place] + turn, other[0][place] + turn - size[place])
-    return np.sort(np.stack([place, partner], 1), 1)
+    turn = (place - dates.first[place]) % (size + other_size)[place]
+    partner = np.where(turn < size[place], one[0][place] + turn, other[0][place] + turn - size[place])
+    return np.stack([place, partner], 1)

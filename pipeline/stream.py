@@ -31,6 +31,7 @@ BLOCK_ROWS = 64
 # A dataset left waiting with finished blocks polls without sleeping (Ray 2.60) and takes the interpreter from training:
 # three of them made it four times slower. So a dataset is small enough to be drained into memory at once.
 SAMPLES_PER_DATASET = {"cpu_nodes": 512, "trainer": 16_384}
+SAMPLES_IN_FIRST = 512
 SAMPLES_PER_TASK = 256
 """Windows of very small shards share a read task."""
 READ_CPUS = 0.25
@@ -206,7 +207,7 @@ class _SetReader:
         # In the order of first need, so that what is read ahead stays small.
         windows.sort(key=lambda w: (max(w.start, start) // self._plan.batch_size, w.lane))
         ahead = None
-        for group in _groups(windows, SAMPLES_PER_DATASET[self._config.decode]):
+        for group in _groups(windows, SAMPLES_IN_FIRST, SAMPLES_PER_DATASET[self._config.decode]):
             current, ahead = ahead, self._pool.submit(self._drain, group)
             if current:
                 yield from current.result()
@@ -214,7 +215,7 @@ class _SetReader:
             yield from ahead.result()
 
     def _drain(self, windows: list[Window]) -> list[_Chunk]:
-        tasks = list(_groups(windows, SAMPLES_PER_TASK))
+        tasks = list(_groups(windows, SAMPLES_PER_TASK, SAMPLES_PER_TASK))
         dataset = ray.data.read_datasource(
             _WindowSource(self._source, self._plan, self._config.decode, tasks),
             override_num_blocks=len(tasks),
@@ -273,13 +274,13 @@ def names(plan: SetPlan, shard: np.ndarray) -> dict[int, str]:
     return {place: plan.shards[place] for place in np.unique(shard).tolist()}
 
 
-def _groups(windows: list[Window], samples: int) -> Iterator[list[Window]]:
-    """Yield runs of windows with about `samples` samples each."""
+def _groups(windows: list[Window], first: int, most: int) -> Iterator[list[Window]]:
+    """Yield runs of windows with about `first` samples, then twice as many each time up to `most`."""
     group: list[Window] = []
     for window in windows:
         group.append(window)
-        if sum(len(w.number) for w in group) >= samples:
+        if sum(len(w.number) for w in group) >= first:
             yield group
-            group = []
+            group, first = [], min(2 * first, most)
     if group:
         yield group

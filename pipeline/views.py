@@ -88,7 +88,7 @@ class TemporalPair:
         before = anchors.searchsorted(anchors.site, anchors.when - gap, "right")
         after = anchors.searchsorted(anchors.site, anchors.when + gap, "left")
         may_pair = anchors.is_timed | (self.min_gap_days == 0)
-        return partners(may_pair, (anchors.first, before), (after, anchors.last))
+        return np.sort(partners(anchors, may_pair, (anchors.first, before), (after, anchors.last)), 1)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class SeasonPair:
             left = by_season.searchsorted(by_season.site, by_season.when + start, "left")
             return left, by_season.searchsorted(by_season.site, by_season.when + stop, "right")
 
-        return order[partners(by_season.is_timed, between(gap - year, -gap), between(gap, year - gap))]
+        pairs = partners(by_season, by_season.is_timed, between(gap - year, -gap), between(gap, year - gap))
+        return np.sort(order[pairs], 1)
 
 
 @dataclass(frozen=True)
