@@ -46,7 +46,7 @@ class SampleSource:
         counts: dict[SensorSet, Counter[str]] = {sensor_set: Counter() for sensor_set in sets}
         for tiles in self._tiles():
             for sensor_set, count in counts.items():
-                count.update(Counter(self.view.samples(tiles, sensor_set).shard.tolist()))
+                count.update(pd.Series(self.view.samples(tiles, sensor_set).shard).value_counts().to_dict())
         return {s: (sorted(count), np.array([count[shard] for shard in sorted(count)])) for s, count in counts.items()}
 
     def _tiles(self) -> Iterator[pd.DataFrame]:
