@@ -27,11 +27,11 @@ from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
 from cluster.preview import save_reconstructions
 from cluster.run import Run
+from cluster.snapshot import counts_of_run, plan_of
 from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.archive import open_archive
 from pipeline.errors import InputError
-from pipeline.plan import Plan, SetPlan
 from pipeline.samples import SampleSource
 from pipeline.stream import READ_CPUS, Stream, StreamConfig
 from pipeline.views import CrossSensor, View
@@ -79,42 +79,22 @@ class Job:
     """What the exported model's config.json says besides its shape."""
 
 
-def make_plan(source: SampleSource, config: TrainConfig) -> Plan:
-    """Return the run's plan of the samples that `source` has."""
-    sets = list(config.sensor_sets) or source.sensor_sets()
-    counts = source.count(sets)
-    if config.sensor_sets and (empty := [s for s in sets if not counts[s][0]]):
-        raise InputError(
-            f"no site of '{source.archive.url}' has what a {type(source.view).__name__} of {', '.join(empty[0])} takes in its "
-            f"{' and '.join(source.splits)} split; use other sensor_sets or another view"
-        )
-    plans = [
-        SetPlan(s, *counts[s], config.lanes, config.batch_size, config.window_shards, config.seed) for s in sets if counts[s][0]
-    ]
-    if not plans:
-        raise InputError(
-            f"archive '{source.archive.url}' has no {type(source.view).__name__} sample in its train split; "
-            "add ground or dates until it has"
-        )
-    return Plan(plans, [float(plan.sizes.sum()) for plan in plans])
-
-
 def train(job: Job) -> dict[str, Any]:
     """Run `job` on the cluster to its end; return the facts for the summary."""
     connect()
     require_resources(job.config.workers, job.config.cpus_per_worker, READ_CPUS, job.config.gpus_per_worker)
     # So that wrong input ends here, in one line, and not in the workers.
-    archive = open_archive(job.archive_url)
-    plan = make_plan(SampleSource(archive, job.config.view), job.config)
-    if job.config.stream.crops:
-        used = {name for chosen in plan.sets for name in chosen.sensor_set}
-        job.config.stream.crops.check(archive.grid.site_size_m, [archive.sensors[name] for name in sorted(used)])
+    archive, config = open_archive(job.archive_url), job.config
+    counts = counts_of_run(Run(job.run_url, job.name), SampleSource(archive, config.view), config.sensor_sets)
+    plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
+    if config.stream.crops:
+        config.stream.crops.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
     sensor_specs(archive)
     filesystem, path = arrow_filesystem(job.run_url)
     started = time.time()
     trainer = TorchTrainer(
         _train_on_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "plan": plan},
         torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.config.workers,
@@ -137,13 +117,12 @@ def train(job: Job) -> dict[str, Any]:
 
 
 def _train_on_worker(settings: dict[str, Any]) -> None:
-    job: Job = settings["job"]
+    job, plan = settings["job"], settings["plan"]
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
     source = SampleSource(archive, config.view)
-    plan = make_plan(source, config)
     objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))
     engine = Engine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes // world_size)
     start = 0

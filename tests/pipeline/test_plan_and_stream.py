@@ -193,7 +193,7 @@ def test_a_micro_batch_holds_the_tiles_of_the_catalog(opened: Archive) -> None:
                     entry = catalog.loc[(name, shard, row)]
                     assert np.array_equal(arrays.pixels[place, date], opened.sensors[name].to_physical(stored[0]))
                     assert np.array_equal(arrays.is_valid[place, date], valid[0] > 0)
-                    assert arrays.time_days[place, date] == pytest.approx(entry["time"].timestamp() / 86_150)
+                    assert arrays.time_days[place, date] == pytest.approx(entry["time"].timestamp() / 86_400)
                     assert micro.lonlat_deg[place].tolist() == [entry["lon_deg"], entry["lat_deg"]]
     assert absent
 
