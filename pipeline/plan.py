@@ -144,16 +144,22 @@ class Plan:
         if len(sets) != len(weights) or min(weights) <= 0:
             raise InputError(f"{len(sets)} sensor sets need as many positive weights, found {weights}")
         self.sets = sets
-        self._cycle = _cycle(np.array(weights) / sum(weights))
-        self._before = np.cumsum(np.eye(len(sets), dtype=int)[self._cycle], 0) - np.eye(len(sets), dtype=int)[self._cycle]
+        self._cycle = _cycle(np.array(weights) / sum(weights)).tolist()
+        taken = np.eye(len(sets), dtype=int)[self._cycle]
+        self._taken = np.concatenate([np.zeros((1, len(sets)), int), np.cumsum(taken, 0)]).tolist()
+
+    def taken(self, step: int) -> list[int]:
+        """Return how many steps before `step` each sensor set has."""
+        cycles, place = divmod(step, CYCLE)
+        return [cycles * whole + part for whole, part in zip(self._taken[CYCLE], self._taken[place])]
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """Yield the steps from `start` up to `stop`."""
-        a_cycle = np.bincount(self._cycle, minlength=len(self.sets))
+        counts = self.taken(start)
         for step in range(start, stop):
-            cycles, place = divmod(step, CYCLE)
-            chosen = int(self._cycle[place])
-            yield Step(step, chosen, int(cycles * a_cycle[chosen] + self._before[place, chosen]))
+            chosen = self._cycle[step % CYCLE]
+            yield Step(step, chosen, counts[chosen])
+            counts[chosen] += 1
 
     def lanes_of(self, rank: int, world_size: int, set_index: int) -> list[int]:
         """Return the lanes that `rank` serves: rank, rank + world size, ..."""

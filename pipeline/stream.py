@@ -6,12 +6,13 @@ tasks, blocks carry stored integers; 'trainer' only looks samples up there, and 
 Both give the same micro-batches, bit by bit.
 """
 
-from collections import defaultdict, deque
+import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from typing import Any, Literal
 
 import numpy as np
@@ -84,22 +85,18 @@ class Stream:
 
     def _begun(self, makers: Executor) -> Iterator[list[Future[MicroBatch]]]:
         """Yield the micro-batches of each step while they are being made."""
-        first: dict[int, int] = {}
-        counts: dict[int, int] = defaultdict(int)
-        for step in self._plan.steps(self._start, self._stop):
-            first.setdefault(step.sensor_set, step.index)
-            counts[step.sensor_set] += 1
-        lanes = {s: self._plan.lanes_of(self._rank, self._world_size, s) for s in counts}
         # One thread, so that only one dataset runs at a time.
         with ThreadPoolExecutor(1, "read-ahead") as pool:
-            readers = {
-                s: _SetReader(self._source, self._plan.sets[s], self._config, lanes[s], first[s], n, pool)
-                for s, n in counts.items()
-            }
+            readers = [self._reader(number, pool) for number in range(len(self._plan.sets))]
             for step in self._plan.steps(self._start, self._stop):
                 reader = readers[step.sensor_set]
-                parts = [(lane, reader.take(lane)) for lane in lanes[step.sensor_set]]
+                parts = [(lane, reader.take(lane)) for lane in reader.lanes]
                 yield [makers.submit(self._make, step, lane, part) for lane, part in parts]
+
+    def _reader(self, number: int, pool: Executor) -> "_SetReader":
+        lanes = self._plan.lanes_of(self._rank, self._world_size, number)
+        batches = range(self._plan.taken(self._start)[number], self._plan.taken(self._stop)[number])
+        return _SetReader(self._source, self._plan.sets[number], self._config, lanes, batches, pool)
 
     def _make(self, step: Step, lane: int, parts: "list[_Part]") -> MicroBatch:
         return collate(self._source, self._plan.sets[step.sensor_set], step, lane, [p.columns() for p in parts], self._config)
@@ -151,7 +148,7 @@ class _Part:
 
 
 class _SetReader:
-    """The samples of one sensor set for the lanes of one rank, regrouped from chunks into micro-batches."""
+    """The samples of one sensor set for the lanes of one rank, regrouped from chunks into micro-batches `batches`."""
 
     def __init__(
         self,
@@ -159,15 +156,15 @@ class _SetReader:
         plan: SetPlan,
         config: StreamConfig,
         lanes: list[int],
-        first_index: int,
-        num_batches: int,
+        batches: range,
         pool: Executor,
     ):
         self._source, self._plan, self._config, self._pool = source, plan, config, pool
         self._openers = ThreadPoolExecutor(1, "open-ahead")
+        self.lanes = lanes
         self._waiting: dict[int, deque[_Chunk]] = {lane: deque() for lane in lanes}
-        self._next = dict.fromkeys(lanes, first_index * plan.batch_size)
-        self._chunks = self._read(first_index * plan.batch_size, (first_index + num_batches) * plan.batch_size)
+        self._next = dict.fromkeys(lanes, batches.start * plan.batch_size)
+        self._chunks = self._read(batches.start * plan.batch_size, batches.stop * plan.batch_size)
 
     def take(self, lane: int) -> list[_Part]:
         """Return the lane's next micro-batch as parts of chunks."""
@@ -198,21 +195,19 @@ class _SetReader:
             self._waiting[chunk.lane].append(chunk)
 
     def _read(self, start: int, stop: int) -> Iterator[_Chunk]:
-        windows = []
-        for lane in self._waiting:
-            for window in self._plan.windows(lane, start):
-                if window.start >= stop:
-                    break
-                windows.append(window)
-        # In the order of first need, so that what is read ahead stays small.
-        windows.sort(key=lambda w: (max(w.start, start) // self._plan.batch_size, w.lane))
         ahead = None
-        for group in _groups(windows, SAMPLES_IN_FIRST, SAMPLES_PER_DATASET[self._config.decode]):
+        groups = _groups(self._windows(start, stop), SAMPLES_IN_FIRST, SAMPLES_PER_DATASET[self._config.decode])
+        for group in groups:
             current, ahead = ahead, self._pool.submit(self._drain, group)
             if current:
                 yield from current.result()
         if ahead:
             yield from ahead.result()
+
+    def _windows(self, start: int, stop: int) -> Iterator[Window]:
+        """Yield the windows of all lanes in the order of first need, so that what is read ahead stays small."""
+        lanes = [takewhile(lambda w: w.start < stop, self._plan.windows(lane, start)) for lane in self.lanes]
+        return heapq.merge(*lanes, key=lambda w: (max(w.start, start) // self._plan.batch_size, w.lane))
 
     def _drain(self, windows: list[Window]) -> list[_Chunk]:
         tasks = list(_groups(windows, SAMPLES_PER_TASK, SAMPLES_PER_TASK))
@@ -274,7 +269,7 @@ def names(plan: SetPlan, shard: np.ndarray) -> dict[int, str]:
     return {place: plan.shards[place] for place in np.unique(shard).tolist()}
 
 
-def _groups(windows: list[Window], first: int, most: int) -> Iterator[list[Window]]:
+def _groups(windows: Iterable[Window], first: int, most: int) -> Iterator[list[Window]]:
     """Yield runs of windows with about `first` samples, then twice as many each time up to `most`."""
     group: list[Window] = []
     for window in windows:

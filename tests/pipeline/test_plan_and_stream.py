@@ -89,6 +89,7 @@ def test_steps_follow_the_weights_and_do_not_depend_on_the_start() -> None:
     assert [s.index for s in steps if s.sensor_set == 1] == list(range(630))
     (late,) = plan.steps(10**12, 10**12 + 1)
     assert late.index == 6 * 10**11
+    assert plan.taken(10**12 + 1) == [6 * 10**11 + 1, 3 * 10**11, 10**11]
     rare = Plan([make_plan(), make_plan()], [1.0, 1e6])
     assert Counter(s.sensor_set for s in rare.steps(0, CYCLE)) == {0: 1, 1: CYCLE - 1}
 
