@@ -83,7 +83,7 @@ def stamp(url: str) -> str | None:
     """Return size and ETag, else time of change, of the file at `url`: another after it was replaced; None where there is none."""
     fs, path = filesystem(url)
     try:
-        with _one_line("look for", url):
+        with one_line("look for", url):
             facts = fs.info(path)
     except FileNotFoundError:
         return None
