@@ -1,21 +1,21 @@
 """terraloom coregister SCENES ARCHIVE: register scenes to each other and cut them into an archive, as Ray tasks."""
 
 import hashlib
-import io
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import ray
-from odc.geo.geobox import GeoBox
+from shapely import STRtree
 
 from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
+from jobs.registration_report import followed, save_report
 from pipeline import storage
 from pipeline.alignment import UNMOVED, Alignment, unaligned
-from pipeline.archive import Archive, create_archive, is_archive, open_archive
+from pipeline.archive import NUM_READERS, Archive, create_archive, is_archive, open_archive
 from pipeline.coregister import (
     Comparison,
     CoregisterConfig,
@@ -25,20 +25,16 @@ from pipeline.coregister import (
     common_sensors,
     label_definitions,
     read_label_rasters,
-    read_structure,
     references,
     register_scene,
 )
 from pipeline.errors import InputError
 from pipeline.grid import Grid, ShardCell
 from pipeline.matching import Points
-from pipeline.registration import Coarse, Registration
+from pipeline.registration import Coarse
 from pipeline.scene import Scene, scene_from_dict
 from pipeline.sensors import Sensor
 from pipeline.stac import read_scenes
-
-NUM_PICTURES = 4
-PICTURE_PX = 192
 
 
 def coregister(scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None) -> dict[str, Any]:
@@ -60,7 +56,8 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
     for scene in scenes:
         for cell in grid.cells_over(scene.footprint) & by_cell.keys():
             by_cell[cell].append(scene)
-    recipe = Recipe(common_sensors(scenes, known_sensors), chosen, rasters, config)
+    stamps = _stamps(scenes, rasters, records)
+    recipe = Recipe(common_sensors(scenes, known_sensors), chosen, rasters, config, stamps)
     stale = {cell: found for cell, found in by_cell.items() if made.get(cell.id) != recipe.digest(found, set())}
     # Only what these shards show needs to be registered: with all others nothing has changed.
     needed = _with_references({scene.id for found in stale.values() for scene in found}, scenes, chosen)
@@ -74,11 +71,11 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
     stale = {cell: [scene for scene in found if scene.id not in unreadable] for cell, found in stale.items()}
     inputs = {cell: recipe.digest(found, set(unreadable)) for cell, found in stale.items()}
     stale = {cell: found for cell, found in stale.items() if made.get(cell.id) != inputs[cell]}
-    _record_scenes(archive, usable, chosen, records)  # first: a shard without a record would lose its scenes in the next job
+    _record_scenes(archive, usable, recipe, records)  # first: a shard without a record would lose its scenes in the next job
     written, withdrawn, failed = _write_all(archive, stale, inputs, recipe, alignments)
     refused |= failed
     write_statistics(archive)
-    _save_report(archive, usable, recipe, alignments, refused)
+    save_report(archive, usable, chosen, alignments, refused, config)
     return {
         "archive": archive.url,
         "digest": archive.digest(),
@@ -93,20 +90,37 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
     }
 
 
-def _record_scenes(archive: Archive, scenes: list[Scene], chosen: dict[str, Scene | None], records: dict[str, Any]) -> None:
+def _record_scenes(archive: Archive, scenes: list[Scene], recipe: "Recipe", records: dict[str, Any]) -> None:
     for scene in scenes:
-        reference = chosen.get(scene.id)
-        record = {"scene": scene.to_dict(), "reference": reference.id if reference else None}
+        reference = recipe.chosen.get(scene.id)
+        files = {href: recipe.stamps[href] for href in scene.hrefs}
+        record = {"scene": scene.to_dict(), "reference": reference.id if reference else None, "files": files}
         if records.get(scene.id) != record:
             archive.write_scene_record(record)
+
+
+def _stamps(scenes: list[Scene], rasters: list[LabelRaster], records: dict[str, Any]) -> dict[str, str | None]:
+    """Return what tells a replaced file from the one before, by href; of a file that is gone, what the archive noted of it."""
+    noted = {href: stamp for record in records.values() for href, stamp in record.get("files", {}).items()}
+    hrefs = sorted({href for scene in scenes for href in scene.hrefs} | {raster.href for raster in rasters})
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return {href: found or noted.get(href) for href, found in zip(hrefs, pool.map(_stamp, hrefs))}
+
+
+def _stamp(href: str) -> str | None:
+    try:
+        return storage.stamp(href)
+    except (InputError, OSError):
+        return None  # reading the file will say what is wrong with it
 
 
 def _with_known(given: list[Scene], records: dict[str, Any]) -> list[Scene]:
     """Return the given scenes, those of the archive that share ground with one of them, and the scenes that these follow."""
     scenes = {scene.id: scene for scene in given}
+    ground = STRtree([scene.footprint.geom for scene in given])
     for name, record in records.items():
         scene = scene_from_dict(record["scene"])
-        if name not in scenes and any(scene.footprint.intersects(other.footprint) for other in given):
+        if name not in scenes and len(ground.query(scene.footprint.geom, predicate="intersects")):
             scenes[name] = scene
     waiting = list(scenes)
     while waiting:
@@ -125,13 +139,14 @@ class Recipe:
     chosen: dict[str, Scene | None]
     rasters: list[LabelRaster]
     config: CoregisterConfig
+    stamps: dict[str, str | None]
 
     def digest(self, scenes: list[Scene], unreadable: set[str]) -> str:
-        """Return the SHA-256 of all that a shard of `scenes` depends on, but for what is in the files."""
+        """Return the SHA-256 of all that a shard of `scenes` depends on; of the files' content, size and time of change."""
         facts = [
             sorted((self._facts(scene, unreadable) for scene in scenes), key=json.dumps),
             [self.sensors[name].model_dump(mode="json") for name in sorted({s.sensor.name for s in scenes})],
-            [asdict(raster) for raster in self.rasters],
+            [[asdict(raster), self.stamps[raster.href]] for raster in self.rasters],
             asdict(self.config),
         ]
         return hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()
@@ -142,7 +157,8 @@ class Recipe:
             return [scene.id, "cannot be read"]
         reference = self.chosen.get(scene.id)
         files = [file.model_dump(mode="json") for file in (*scene.assets, *scene.masks)]
-        return [scene.id, str(scene.time), files, reference and self._facts(reference, unreadable)]
+        stamps = [self.stamps[href] for href in scene.hrefs]
+        return [scene.id, str(scene.time), files, stamps, reference and self._facts(reference, unreadable)]
 
 
 def _with_references(wanted: set[str], scenes: list[Scene], chosen: dict[str, Scene | None]) -> list[Scene]:
@@ -154,21 +170,6 @@ def _with_references(wanted: set[str], scenes: list[Scene], chosen: dict[str, Sc
             wanted = {*wanted, reference.id}
             waiting.append(reference.id)
     return [scene for scene in scenes if scene.id in wanted]
-
-
-def _save_report(
-    archive: Archive, scenes: list[Scene], recipe: Recipe, alignments: dict[str, Alignment], refused: dict[str, str]
-) -> None:
-    """Keep what was found for each scene, beside what earlier runs found for theirs."""
-    url = storage.join(archive.url, "reports", "coregister.json")
-    earlier = storage.read_json(url)["scenes"] if storage.exists(url) else {}
-    report = {
-        "scenes": {**earlier, **{s.id: _record(s, alignments[s.id]) for s in scenes}},
-        "refused": refused,
-        "settings": asdict(recipe.config),
-    }
-    storage.write_json(url, report)
-    _save_pictures(archive, scenes, recipe.chosen, alignments)
 
 
 @ray.remote(num_cpus=TASK_CPUS)
@@ -208,10 +209,10 @@ def _register_all(
     unreadable: dict[str, str] = {}
     waiting = [s for s in scenes if chosen[s.id] is not None]
     while waiting:
-        ready = [s for s in waiting if _followed(s, chosen).id in done or _followed(s, chosen).id in unreadable]
+        ready = [s for s in waiting if followed(s, chosen).id in done or followed(s, chosen).id in unreadable]
         tasks = {}
         for scene in ready:
-            reference = _followed(scene, chosen)
+            reference = followed(scene, chosen)
             if reference.id in unreadable:
                 done[scene.id] = unaligned(f"its reference {reference.id} cannot be read")
             else:
@@ -224,12 +225,6 @@ def _register_all(
                 done[scene_id] = found
         waiting = [s for s in waiting if s not in ready]
     return done, unreadable
-
-
-def _followed(scene: Scene, chosen: dict[str, Scene | None]) -> Scene:
-    reference = chosen[scene.id]
-    assert reference is not None
-    return reference
 
 
 @ray.remote(num_cpus=TASK_CPUS)
@@ -262,56 +257,6 @@ def _write_all(
         written += num_tiles > 0
         refused |= failed
     return written, len(tasks) - written, refused
-
-
-def _save_pictures(
-    archive: Archive, scenes: list[Scene], chosen: dict[str, Scene | None], alignments: dict[str, Alignment]
-) -> None:
-    """Keep small reference / before / after images of the scenes that moved most, one per sensor first, for the report."""
-    moved = [s for s in scenes if alignments[s.id].field]
-    moved.sort(key=lambda s: -float(np.hypot(*_shift_of_centre(s, alignments[s.id]).shift_m)))
-    firsts = {s.sensor.name: s for s in reversed(moved)}
-    ordered = [*firsts.values(), *(s for s in moved if s not in firsts.values())][:NUM_PICTURES]
-    if not ordered:
-        return
-    arrays = {}
-    for scene in ordered:
-        reference = _followed(scene, chosen)
-        whole = Comparison(scene, reference, alignments[reference.id], 0.0).grid
-        geobox = max(_picture_windows(whole), key=lambda window: _contrast(reference, window))
-        arrays[f"{scene.id}/reference"] = read_structure(reference, geobox, alignments[reference.id])[0].mean(axis=0)
-        arrays[f"{scene.id}/before"] = read_structure(scene, geobox)[0].mean(axis=0)
-        arrays[f"{scene.id}/after"] = read_structure(scene, geobox, alignments[scene.id])[0].mean(axis=0)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    storage.write_bytes(storage.join(archive.url, "reports", "registration.npz"), buffer.getvalue())
-
-
-def _picture_windows(whole: GeoBox) -> list[GeoBox]:
-    """Return nine windows of a picture's size, spread over the grid."""
-    starts = [[int(share * max(0, n - PICTURE_PX)) for share in (0.2, 0.5, 0.8)] for n in whole.shape]
-    return [whole[y : y + PICTURE_PX, x : x + PICTURE_PX] for y in starts[0] for x in starts[1]]
-
-
-def _contrast(scene: Scene, geobox: GeoBox) -> float:
-    """Return how much there is to see: the spread of clear pixels, less where there are few."""
-    pixels, is_valid = read_structure(scene, geobox)
-    return float(pixels.mean(axis=0)[is_valid].std() * is_valid.mean()) if is_valid.any() else 0.0
-
-
-def _shift_of_centre(scene: Scene, alignment: Alignment) -> Registration:
-    crs = str(alignment.grid.crs) if alignment.grid else "EPSG:4326"
-    return alignment.at(*scene.footprint.centroid.to_crs(crs).coords[0], crs)
-
-
-def _record(scene: Scene, alignment: Alignment) -> dict[str, Any]:
-    """Return what the report keeps of a scene: its shift at the centre, and the whole displacement."""
-    return {
-        "sensor": scene.sensor.name,
-        "time": scene.time,
-        **asdict(_shift_of_centre(scene, alignment)),
-        "displacement": alignment.to_dict(),
-    }
 
 
 def _reasons(refused: dict[str, str]) -> str:

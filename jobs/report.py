@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from cluster.run import Run, require_run
 from jobs.figures import png, reconstruction_rows, registration_rows
+from jobs.registration_report import read_pictures, read_reports
 from pipeline import storage
 from pipeline.archive import Archive, open_archive
 
@@ -139,8 +140,8 @@ def _reconstructions(run: Run) -> str:
 
 
 def _registration(archive: Archive) -> str:
-    found = _optional_json(storage.join(archive.url, "reports", "coregister.json"))
-    if not found:
+    found = read_reports(archive)
+    if not found["scenes"]:
         return ""
     captions = {scene: f"moved {s['shift_x_m']:+.1f} m east, {s['shift_y_m']:+.1f} m north" for scene, s in found["scenes"].items()}
     rows = "".join(
@@ -149,7 +150,7 @@ def _registration(archive: Archive) -> str:
         for scene, s in found["scenes"].items()
     )
     refused = "".join(f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in found["refused"].items())
-    pictures = registration_rows(_optional_arrays(storage.join(archive.url, "reports", "registration.npz")), captions)
+    pictures = registration_rows(read_pictures(archive), captions)
     head = "<tr><th>scene</th><th>east, m</th><th>north, m</th><th>confidence</th><th>evidence</th></tr>"
     note = "Reference in red, scene in cyan: where they agree the picture is grey."
     body = f"<p class=note>{note}</p>{pictures}<table>{head}{rows}</table>" + (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from odc.geo.geobox import GeoBox
+from shapely import STRtree
 
 from pipeline.alignment import UNMOVED, Alignment, aligned, unaligned
 from pipeline.archive import Label, Tile
@@ -81,18 +82,31 @@ def references(
         known = ", ".join(sorted({s.sensor.name for s in scenes}))
         raise InputError(f"reference sensor '{sensor_name}' has no scene here (sensors: {known})")
     by_id = {scene.id: scene for scene in scenes}
+    rank = {scene.id: number for number, scene in enumerate(held)}
+    tree = STRtree([scene.footprint.geom for scene in held])
     chosen: dict[str, Scene | None] = {}
     for scene in scenes:
         if scene.id in settled:
             chosen[scene.id] = by_id.get(settled[scene.id] or "")
             continue
-        over = [other for other in held if _overlap(other, scene) > 0]
-        if scene.sensor.name == sensor_name:
-            earlier = [other for other in over if held.index(other) < held.index(scene)]
-            chosen[scene.id] = earlier[0] if earlier else None
+        near = [held[index] for index in sorted(tree.query(scene.footprint.geom, predicate="intersects"))]
+        if scene.id in rank:
+            chosen[scene.id] = next((o for o in near if rank[o.id] < rank[scene.id] and _overlap(o, scene) > 0), None)
         else:
-            chosen[scene.id] = max(over, key=lambda o: (round(_overlap(o, scene), 1), -abs(o.time - scene.time)), default=None)
+            chosen[scene.id] = _best_covering(scene, near)
     return chosen
+
+
+def _best_covering(scene: Scene, others: list[Scene]) -> Scene | None:
+    """Return the scene that covers most of `scene`, in tenths of it, and of several the nearest in time."""
+    best, most = None, -1.0
+    for other in sorted(others, key=lambda o: abs(o.time - scene.time)):
+        share = _overlap(other, scene)
+        if share > 0 and round(share, 1) > most:
+            best, most = other, round(share, 1)
+        if most >= 1:
+            break
+    return best
 
 
 def _overlap(first: Scene, second: Scene) -> float:

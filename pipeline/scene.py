@@ -72,6 +72,11 @@ class Scene:
         }
 
     @property
+    def hrefs(self) -> list[str]:
+        """Where its files are."""
+        return sorted({asset.href for asset in self.assets} | {mask.href for mask in self.masks})
+
+    @property
     def bands(self) -> tuple[str, ...]:
         present = {band for asset in self.assets for band in asset.bands}
         return tuple(name for name in self.sensor.band_names if name in present)

@@ -78,6 +78,18 @@ def exists(url: str) -> bool:
         return fs.exists(path)
 
 
+def stamp(url: str) -> str | None:
+    """Return size and ETag, else time of change, of the file at `url`: another after it was replaced; None where there is none."""
+    fs, path = filesystem(url)
+    try:
+        with _one_line("look for", url):
+            facts = fs.info(path)
+    except FileNotFoundError:
+        return None
+    changed = next((facts[key] for key in ("ETag", "mtime", "LastModified") if facts.get(key)), None)
+    return f"{facts.get('size')} {changed}"
+
+
 def names(url: str) -> list[str]:
     """Return the sorted names directly inside folder `url`; a missing folder is empty."""
     fs, path = filesystem(url)

@@ -13,6 +13,7 @@ from shapely.geometry import box
 from jobs.archives import verify, write_statistics
 from jobs.coregister import coregister
 from jobs.inspect import inspect, nearest_m
+from jobs.registration_report import read_reports
 from jobs.repair import repair
 from jobs.simulate import scan_folder
 from pipeline import storage
@@ -25,12 +26,12 @@ from tests.pipeline.test_archive import make_archive, make_tiles
 CONFIG = CoregisterConfig(register=False)
 
 
-def write_scene(path: Path, num_bands: int, left_m: float, dtype: str = "uint8") -> None:
+def write_scene(path: Path, num_bands: int, left_m: float, dtype: str = "uint8", seed: int = 0) -> None:
     """Write a scene of noise without gaps, 5.12 km a side from `left_m` east in zone 32N."""
     path.parent.mkdir(exist_ok=True)
     profile = {"driver": "GTiff", "width": 512, "height": 512, "count": num_bands, "dtype": dtype, "nodata": 0}
     with rasterio.open(path, "w", crs="EPSG:32632", transform=Affine(10, 0, left_m, 0, -10, 5_290_240), **profile) as file:
-        file.write(np.random.default_rng(0).integers(1, 250, (num_bands, 512, 512)).astype(dtype))
+        file.write(np.random.default_rng(seed).integers(1, 250, (num_bands, 512, 512)).astype(dtype))
 
 
 def make_filled(folder: Path) -> Archive:
@@ -152,6 +153,28 @@ def test_new_scenes_touch_only_the_shards_they_cover(tmp_path: Path, cluster: No
     assert (again["shards_written"], again["scenes_registered"], again["digest"]) == (0, 0, second["digest"])
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     assert verify(url)["sites"] == second["sites"]
+
+
+def test_a_replaced_file_is_noticed_and_nothing_else_made_again(tmp_path: Path, cluster: None) -> None:
+    scenes, url = tmp_path / "scenes", str(tmp_path / "archive")
+
+    def run() -> dict:
+        scan_folder(str(scenes), "rgb_aerial", "2020-01-01T00:00:00Z", None)
+        return coregister(str(scenes), url, Grid(), CONFIG, None)
+
+    write_scene(scenes / "first.tif", 3, 640_000)
+    write_scene(scenes / "second.tif", 3, 640_000 + 4 * 2560)
+    assert run()["shards_up_to_date"] == 0
+    first = open_archive(url).catalog()
+    write_scene(scenes / "second.tif", 3, 640_000 + 4 * 2560, seed=1)
+    again, second = run(), open_archive(url).catalog()
+    replaced = second["scene"] == "second"
+    assert again["shards_written"] == second.loc[replaced, "shard"].nunique() == again["shards_up_to_date"]
+    assert second["site"].equals(first["site"])
+    assert ((first["shard_digest"] != second["shard_digest"]) == replaced).all()
+    assert run()["shards_written"] == 0
+    assert len(storage.names(f"{url}/reports")) == 2
+    assert set(read_reports(open_archive(url))["scenes"]) == {"first", "second"}
 
 
 def test_a_shard_whose_scenes_give_no_tiles_any_more_is_withdrawn(tmp_path: Path, cluster: None) -> None:

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+from jobs.registration_report import read_reports
 from pipeline import storage
 from pipeline.archive import open_archive
 
@@ -171,6 +172,7 @@ def test_two_jobs_at_once_on_disjoint_ground_lose_nothing(nodes: Nodes, tmp_path
     assert set(opened.sensors) == {"rgb_aerial", "dsm"}
     assert opened.catalog()["sensor"].value_counts().to_dict() == {"rgb_aerial": 3 * 64, "dsm": 3 * 64}
     assert opened.read_statistics()["archive_digest"] == opened.digest()
+    assert len(read_reports(opened)["scenes"]) == 6
     assert nodes.finish("verify", archive)["faults"] == 0
 
 

@@ -11,6 +11,7 @@ from odc.geo.geobox import GeoBox
 
 from jobs.archives import verify
 from jobs.coregister import coregister
+from jobs.registration_report import read_reports
 from jobs.simulate import scan_folder
 from pipeline.alignment import alignment_from_dict
 from pipeline.archive import open_archive
@@ -23,7 +24,7 @@ from pipeline.stac import read_scenes
 
 def test_known_shifts_are_found(archive: str, planet: Path) -> None:
     """Against the planet's truth: every scene within a fifth of a pixel of 10 m, the median within 0.5 m."""
-    found = json.loads((Path(archive) / "reports" / "coregister.json").read_text())["scenes"]
+    found = read_reports(open_archive(archive))["scenes"]
     truth = json.loads((planet / "truth" / "scenes.json").read_text())
     errors = [np.hypot(s["shift_x_m"] - truth[n]["shift_x_m"], s["shift_y_m"] - truth[n]["shift_y_m"]) for n, s in found.items()]
     assert len(errors) == len(truth) >= 6
@@ -74,7 +75,7 @@ def test_tile_is_the_scene_read_once_on_its_site(archive: str, planet: Path) -> 
     opened = open_archive(archive)
     scenes = {scene.id: scene for scene in read_scenes(str(planet / "scenes"))[0]}
     catalog = opened.catalog()
-    report = json.loads((Path(archive) / "reports" / "coregister.json").read_text())["scenes"]
+    report = read_reports(open_archive(archive))["scenes"]
     chosen = catalog[catalog["shift_x_m"] != 0].groupby("scene").sample(2, random_state=0)
     assert chosen["sensor"].nunique() == 4
     for row in chosen.itertuples():
