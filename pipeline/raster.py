@@ -12,7 +12,6 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import reproject
 
 from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
@@ -56,14 +55,12 @@ def read_on_grid(
         if source.crs is None:
             raise InputError(f"'{href}' has no CRS; data without one goes through 'terraloom ingest'")
         resampling = Resampling.nearest if categorical else _resampling(source, geobox)
-        is_same_crs = source.crs == str(geobox.crs)
-        num_warped = len(indexes) + (nodata is None)  # without nodata, an alpha band tells what lies outside the file
-        warped = np.zeros((num_warped, *geobox.shape), source.dtypes[indexes[0] - 1])
+        # Without nodata, what lies outside the file is told by an added alpha band alone (masks of floats ignore it).
+        warped = np.zeros((len(indexes) + (nodata is None), *geobox.shape), source.dtypes[indexes[0] - 1])
         try:
-            for window, transform in alignment.pieces(geobox, is_same_crs):
+            for window, transform in alignment.pieces(geobox):
                 place = GeoBox((window[0].stop - window[0].start, window[1].stop - window[1].start), transform, geobox.crs)
-                warp = _warp_exactly if is_same_crs else _warp_nearly
-                warped[:, *window] = warp(source, indexes, place, nodata, resampling)
+                warped[:, *window] = _warp(source, indexes, place, nodata, resampling)
         except RasterioError as error:
             raise InputError(f"cannot read '{source.name}': {str(error).splitlines()[0]}") from None
     pixels = warped[: len(indexes)]
@@ -79,38 +76,10 @@ def _has_data(pixels: np.ndarray, nodata: float) -> np.ndarray:
     return pixels != (np.float32(nodata) if pixels.dtype == np.float32 else nodata)
 
 
-# Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
-SAME_KERNEL = {"XSCALE": "1", "YSCALE": "1"}
-
-
-def _warp_exactly(
+def _warp(
     source: rasterio.DatasetReader, indexes: tuple[int, ...], geobox: GeoBox, nodata: float | None, resampling: Resampling
 ) -> np.ndarray:
-    """Return the bands, and alpha where there is no nodata, of a file in the geobox's own CRS; every position is computed."""
-    warped = np.zeros((len(indexes) + (nodata is None), *geobox.shape), source.dtypes[indexes[0] - 1])
-    alpha = {"dst_alpha": len(warped)} if nodata is None else {}
-    reproject(
-        rasterio.band(source, indexes),
-        warped,
-        dst_transform=geobox.transform,
-        dst_crs=str(geobox.crs),
-        src_nodata=nodata,
-        dst_nodata=nodata,
-        resampling=resampling,
-        tolerance=0,
-        **alpha,
-        **SAME_KERNEL,
-    )
-    return warped
-
-
-def _warp_nearly(
-    source: rasterio.DatasetReader, indexes: tuple[int, ...], geobox: GeoBox, nodata: float | None, resampling: Resampling
-) -> np.ndarray:
-    """Do the same from another CRS: GDAL interpolates positions to 0.005 of a source pixel, ten times faster than without.
-
-    How, depends on the piece that is asked for, so what must be the same always asks for the same pieces.
-    """
+    """Return the bands on `geobox`, and alpha after them where there is no nodata; one read, as each warps all anew."""
     with WarpedVRT(
         source,
         crs=str(geobox.crs),
@@ -120,9 +89,13 @@ def _warp_nearly(
         resampling=resampling,
         src_nodata=nodata,
         nodata=nodata,
+        # GDAL interpolates positions along each line of a piece from the line's ends to this part of a source pixel, ten
+        # times faster between CRSs than without. What must be the same always asks for pieces with the same columns.
         tolerance=0.005,
         add_alpha=nodata is None,
-        **SAME_KERNEL,
+        # Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
+        XSCALE="1",
+        YSCALE="1",
     ) as warped:
         return warped.read([*indexes, warped.count] if nodata is None else indexes)
 
