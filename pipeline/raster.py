@@ -16,11 +16,14 @@ from rasterio.vrt import WarpedVRT
 from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
 
+CACHE_MB = 128
+"""Memory for decoded blocks in each process; GDAL's own limit is a twentieth of the machine's, and as much for each worker."""
+
 
 @contextmanager
 def open_raster(href: str) -> Iterator[rasterio.DatasetReader]:
     """Open `href` (local path, `s3://` or `https://`); an unreadable file is an `InputError` with the reason."""
-    options: dict[str, str | bool] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    options: dict[str, str | bool | int] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": CACHE_MB}
     path = href
     if href.startswith("s3://"):
         path = "/vsis3/" + href.removeprefix("s3://")
