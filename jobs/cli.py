@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from pydantic import ValidationError
@@ -31,7 +31,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
   evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
   report     RUN...                            one HTML page about runs
-  sensors    [NAME]                            list the known sensors, or show one
+  sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
   submit     [--address URL] JOB ...           run a job on a Ray cluster through its job server
 
 terraloom JOB --help says more. --json: the last line on standard output is the summary as JSON.
@@ -48,13 +48,15 @@ class Simulate:
 
 @dataclass(frozen=True)
 class Scan:
-    """Describe the raster files under a folder as a STAC ItemCollection; files that do not say enough are listed."""
+    """Describe the GeoTIFF, JPEG 2000, NetCDF and Zarr files under a folder as STAC; files that do not say enough are listed."""
 
     folder: Positional[str]
     sensor: str | None = None
     """Sensor of all files: a known name or the path of a sensor YAML; default: from tags and names."""
     datetime: str | None = None
     """ISO 8601 acquisition time for files that state none."""
+    unit: str | None = None
+    """Of all files, where they or their sensor would say another: for backscatter dB, power or amplitude."""
     out: str | None = None
     """Where to write the catalog; default: FOLDER/scenes.json."""
 
@@ -98,7 +100,9 @@ class Ingest:
     """Put ready-made chips, with or without a CRS, into an archive."""
 
     layout: Positional[str]
+    """A public data set's form, such as bigearthnet; an unknown name lists all. `pipeline/datasets` describes each."""
     folder: Positional[str]
+    """Local folder with the data set's files, as published."""
     archive: Positional[str]
     grid: OmitArgPrefixes[GridOptions] = field(default_factory=GridOptions)
 
@@ -149,7 +153,7 @@ def _scan(arguments: list[str]) -> dict[str, Any]:
     from jobs.simulate import scan_folder
 
     options = _parse(Scan, arguments, "scan")
-    return scan_folder(options.folder, options.sensor, options.datetime, options.out)
+    return scan_folder(options.folder, options.sensor, options.datetime, options.out, options.unit)
 
 
 def _coregister(arguments: list[str]) -> dict[str, Any]:
@@ -166,14 +170,10 @@ def _coregister(arguments: list[str]) -> dict[str, Any]:
 
 
 def _ingest(arguments: list[str]) -> dict[str, Any]:
-    from cluster.connect import connect
     from jobs.ingest import ingest
-    from pipeline.datasets import load_layout
     from pipeline.grid import Grid
 
     options = _parse(Ingest, arguments, "ingest")
-    load_layout(options.layout).places(options.folder)
-    connect()
     return ingest(options.layout, options.folder, options.archive, Grid(**asdict(options.grid)))
 
 
@@ -266,17 +266,20 @@ def _report(arguments: list[str]) -> dict[str, Any]:
 
 
 def _sensors(arguments: list[str]) -> dict[str, Any]:
-    from pipeline.sensors import known_sensors, load_sensor
+    from jobs.sensors import check_sensor, list_sensors, show_sensor
 
     @dataclass(frozen=True)
     class Options:
+        action: Positional[Literal["list", "show", "check"]] = "list"
         name: Positional[str | None] = None
-        """A known sensor, or the path of a sensor YAML to check; default: list the known ones."""
+        """show: a known sensor or a sensor YAML; check: a sensor YAML."""
 
     options = _parse(Options, arguments, "sensors", "List the known sensors, show one, or check a sensor YAML.")
-    if options.name:
-        return load_sensor(options.name).model_dump(mode="json", exclude_defaults=True)
-    return {name: ", ".join(load_sensor(name).band_names) for name in known_sensors()}
+    if options.action == "list":
+        return list_sensors()
+    if options.name is None:
+        raise InputError(f"sensors {options.action} needs a name; expected 'terraloom sensors {options.action} NAME'")
+    return show_sensor(options.name) if options.action == "show" else check_sensor(options.name)
 
 
 def _submit(arguments: list[str]) -> dict[str, Any]:

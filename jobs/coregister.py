@@ -32,8 +32,9 @@ from pipeline.errors import InputError
 from pipeline.grid import Grid, ShardCell
 from pipeline.matching import Points
 from pipeline.registration import Coarse
-from pipeline.scene import Scene, read_scenes, scene_from_dict
+from pipeline.scene import Scene, scene_from_dict
 from pipeline.sensors import Sensor
+from pipeline.stac import read_scenes
 
 
 def coregister(scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None) -> dict[str, Any]:
@@ -93,20 +94,16 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
 def _record_scenes(archive: Archive, scenes: list[Scene], recipe: "Recipe", records: dict[str, Any]) -> None:
     for scene in scenes:
         reference = recipe.chosen.get(scene.id)
-        files = {href: recipe.stamps[href] for href in _files(scene)}
+        files = {href: recipe.stamps[href] for href in scene.hrefs}
         record = {"scene": scene.to_dict(), "reference": reference.id if reference else None, "files": files}
         if records.get(scene.id) != record:
             archive.write_scene_record(record)
 
 
-def _files(scene: Scene) -> list[str]:
-    return [asset.href for asset in scene.assets] + ([scene.cloud_href] if scene.cloud_href else [])
-
-
 def _stamps(scenes: list[Scene], rasters: list[LabelRaster], records: dict[str, Any]) -> dict[str, str | None]:
     """Return what tells a replaced file from the one before, by href; of a file that is gone, what the archive noted of it."""
     noted = {href: stamp for record in records.values() for href, stamp in record.get("files", {}).items()}
-    hrefs = sorted({href for scene in scenes for href in _files(scene)} | {raster.href for raster in rasters})
+    hrefs = sorted({href for scene in scenes for href in scene.hrefs} | {raster.href for raster in rasters})
     with ThreadPoolExecutor(NUM_READERS) as pool:
         return {href: found or noted.get(href) for href, found in zip(hrefs, pool.map(_stamp, hrefs))}
 
@@ -160,9 +157,9 @@ class Recipe:
         if scene.id in unreadable:
             return [scene.id, "cannot be read"]
         reference = self.chosen.get(scene.id)
-        assets = json.loads(json.dumps([asdict(asset) for asset in scene.assets], default=str))
-        stamps = [self.stamps[href] for href in _files(scene)]
-        return [scene.id, str(scene.time), assets, scene.cloud_href, stamps, reference and self._facts(reference, unreadable)]
+        files = [file.model_dump(mode="json") for file in (*scene.assets, *scene.masks)]
+        stamps = [self.stamps[href] for href in scene.hrefs]
+        return [scene.id, str(scene.time), files, stamps, reference and self._facts(reference, unreadable)]
 
 
 def _with_references(wanted: set[str], scenes: list[Scene], chosen: dict[str, Scene | None]) -> list[Scene]:

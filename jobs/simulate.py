@@ -1,13 +1,16 @@
 """terraloom simulate OUT and terraloom scan FOLDER: where scenes come from, and how they become a STAC catalog."""
 
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.scene import CATALOG_NAME, scan, write_catalog
+from pipeline.scan import Given, scan
+from pipeline.sensors import load_sensor
 from pipeline.simulate import SimulateConfig, simulate
+from pipeline.stac import CATALOG_NAME, write_catalog
 
 
 def simulate_planet(out: str, config: SimulateConfig) -> dict[str, Any]:
@@ -22,20 +25,24 @@ def simulate_planet(out: str, config: SimulateConfig) -> dict[str, Any]:
     }
 
 
-def scan_folder(folder: str, sensor: str | None, time: str | None, out: str | None) -> dict[str, Any]:
+def scan_folder(folder: str, sensor: str | None, time: str | None, out: str | None, unit: str | None = None) -> dict[str, Any]:
     """Write a STAC ItemCollection of the raster files under `folder`; by default into the folder itself."""
     try:
         when = datetime.fromisoformat(time).replace(tzinfo=UTC) if time else None
     except ValueError:
         raise InputError(f"datetime '{time}' is not ISO 8601; expected for example 2018-05-01 or 2018-05-01T10:30:00") from None
-    items, refused = scan(folder, sensor, when)
+    items, refused = scan(folder, Given(load_sensor(sensor) if sensor else None, when, unit))
     if not items:
         shown = "; ".join(f"{file}: {reason}" for file, reason in list(refused.items())[:3])
         raise InputError(f"none of the {len(refused)} raster files under '{folder}' can be used: {shown}")
     url = out or storage.join(folder, CATALOG_NAME)
     write_catalog(items, url)
-    sensors: dict[str, int] = {}
-    for item in items:
-        name = item.properties["terraloom:sensor"]["name"]
-        sensors[name] = sensors.get(name, 0) + 1
-    return {"catalog": storage.absolute(url), "scenes": len(items), "sensors": sensors, "refused": refused}
+    sensors = Counter(item.properties["terraloom:sensor"]["name"] for item in items)
+    assumed = Counter(item.properties["terraloom:assumed"] for item in items if "terraloom:assumed" in item.properties)
+    return {
+        "catalog": storage.absolute(url),
+        "scenes": len(items),
+        "sensors": dict(sensors),
+        "assumed": dict(assumed),
+        "refused": refused,
+    }

@@ -192,7 +192,8 @@ def register_scene(comparison: Comparison, each: Callable[..., list[Points]]) ->
 def read_structure(scene: Scene, geobox: GeoBox, alignment: Alignment = UNMOVED) -> tuple[np.ndarray, np.ndarray]:
     """Return up to three bands for comparison (band, y, x), and (y, x) bool where they are clear of gaps and cloud."""
     pixels, is_valid = scene.read(geobox, structure_bands(scene), alignment)
-    return pixels, is_valid & ~scene.read_cloud(geobox, alignment)
+    is_cloud, is_gap = scene.read_masks(geobox, alignment)
+    return pixels, is_valid & ~is_cloud & ~is_gap
 
 
 def structure_bands(scene: Scene) -> tuple[str, ...]:
@@ -252,11 +253,11 @@ def build_tiles(
         geobox = grid.geobox(cell, sensor.gsd_m)
         try:
             stored, has_data = scene.read_stored(geobox, sensor, alignment)
-            is_cloud = scene.read_cloud(geobox, alignment)
+            is_cloud, is_gap = scene.read_masks(geobox, alignment)
         except InputError as error:
             refused[scene.id] = str(error)
             continue
-        is_clear = has_data & ~is_cloud
+        is_clear = has_data & ~is_cloud & ~is_gap
         stored[:, ~is_clear] = 0
         size = sensor.tile_shape(grid.site_size_m)[0]
         for site, i, j in places:

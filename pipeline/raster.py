@@ -1,4 +1,4 @@
-"""Open raster files wherever they lie; read them on any pixel grid with exactly one resampling."""
+"""Open images wherever they lie; read them on any pixel grid with exactly one resampling."""
 
 import os
 from collections.abc import Iterator
@@ -13,11 +13,14 @@ from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 from rasterio.vrt import WarpedVRT
 
+from pipeline import cube
 from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
 
 CACHE_MB = 128
 """Memory for decoded blocks in each process; GDAL's own limit is a twentieth of the machine's, and as much for each worker."""
+# Formats that hold their own pixels: a VRT, or a web service, could lead anywhere.
+DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "JP2KAK", "HFA", "ENVI")
 
 
 @contextmanager
@@ -37,7 +40,14 @@ def open_raster(href: str) -> Iterator[rasterio.DatasetReader]:
         except RasterioError as error:
             raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
         with dataset:
+            if dataset.driver not in DRIVERS:
+                raise InputError(f"'{href}' is a {dataset.driver} file; expected one of {', '.join(DRIVERS)}")
             yield dataset
+
+
+def dtype_of(href: str) -> str:
+    with open_raster(href) as source:
+        return str(source.dtypes[0])
 
 
 def read_on_grid(
@@ -47,14 +57,15 @@ def read_on_grid(
     nodata: float | None,
     alignment: Alignment = UNMOVED,
     categorical: bool = False,
+    variable: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (bands, y, x) in the file's numbers and (y, x) validity of `href` on `geobox`, resampled once.
 
-    What `alignment` knows of the file's displacement is undone inside the same resampling. Finer files are averaged
-    down, others interpolated bilinearly (cubic overshoots at edges); categories take the nearest pixel. Pixels without
-    any valid source are False in validity.
+    `variable` is the one of a cube whose layers `indexes` count. What `alignment` knows of the file's displacement is
+    undone inside the same resampling. Finer files are averaged down, others interpolated bilinearly (cubic overshoots at
+    edges); categories take the nearest pixel. Pixels without any valid source are False in validity.
     """
-    with open_raster(href) as source:
+    with _open(href, variable, indexes, geobox, alignment) as (source, indexes):
         if source.crs is None:
             raise InputError(f"'{href}' has no CRS; data without one goes through 'terraloom ingest'")
         resampling = Resampling.nearest if categorical else _resampling(source, geobox)
@@ -62,21 +73,38 @@ def read_on_grid(
         warped = np.zeros((len(indexes) + (nodata is None), *geobox.shape), source.dtypes[indexes[0] - 1])
         try:
             for window, transform in alignment.pieces(geobox):
-                place = GeoBox((window[0].stop - window[0].start, window[1].stop - window[1].start), transform, geobox.crs)
-                warped[:, *window] = _warp(source, indexes, place, nodata, resampling)
+                warped[:, *window] = _warp(source, indexes, GeoBox(_shape(window), transform, geobox.crs), nodata, resampling)
         except RasterioError as error:
-            raise InputError(f"cannot read '{source.name}': {str(error).splitlines()[0]}") from None
+            raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
     pixels = warped[: len(indexes)]
-    is_valid = warped[-1] > 0 if nodata is None else _has_data(pixels[0], nodata)
+    is_valid = warped[-1] > 0 if nodata is None else _has_data(pixels, nodata)
     if np.issubdtype(pixels.dtype, np.floating):
         is_valid &= np.isfinite(pixels).all(axis=0)
     return pixels, is_valid
 
 
+@contextmanager
+def _open(
+    href: str, variable: str | None, indexes: tuple[int, ...], geobox: GeoBox, alignment: Alignment
+) -> Iterator[tuple[rasterio.DatasetReader, tuple[int, ...]]]:
+    """Yield the raster to read from, and which of its bands are those that `indexes` name."""
+    if variable is None:
+        with open_raster(href) as source:
+            yield source, indexes
+    else:
+        places = [GeoBox(_shape(window), transform, geobox.crs) for window, transform in alignment.pieces(geobox)]
+        with cube.open_window(href, variable, indexes, places) as source:
+            yield source, tuple(range(1, len(indexes) + 1))
+
+
+def _shape(window: tuple[slice, slice]) -> tuple[int, int]:
+    return window[0].stop - window[0].start, window[1].stop - window[1].start
+
+
 def _has_data(pixels: np.ndarray, nodata: float) -> np.ndarray:
-    if np.isnan(nodata):
-        return ~np.isnan(pixels)
-    return pixels != (np.float32(nodata) if pixels.dtype == np.float32 else nodata)
+    """Return (y, x) bool, True where no band says that nothing was measured."""
+    stated = ~np.isnan(pixels) if np.isnan(nodata) else pixels != (np.float32(nodata) if pixels.dtype == np.float32 else nodata)
+    return stated.all(axis=0)
 
 
 def _warp(

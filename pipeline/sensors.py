@@ -1,30 +1,26 @@
 """Sensors are data: one YAML each, read here into typed, checked definitions.
 
-This file decides what a sensor definition must say and is the only place where stored numbers become physical
-units and back. It leaves to `scene.py` which file holds which band.
+Decides what a sensor definition must say, and says everything that is wrong with one at once. The only place where
+stored numbers become physical units and back. Leaves to `scan` and `stac` which file holds which band.
 """
 
-import difflib
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.definition import contradictions, hint
 from pipeline.errors import InputError
+from pipeline.masks import Mask
+from pipeline.units import to_unit
 
 FOLDER = Path(__file__).parent / "sensors"
-UNITS = {
-    "surface_reflectance": "1",
-    "toa_reflectance": "1",
-    "sigma0": "dB",
-    "gamma0": "dB",
-    "height": "m",
-    "digital_number": "1",
-}
+SEPARATORS = "_.-"  # the last one last: it stands in a character class
 
 
 class Band(BaseModel):
@@ -41,8 +37,44 @@ class Band(BaseModel):
     polarisation: Literal["VV", "VH", "HH", "HV"] | None = None
 
 
+class Delivered(BaseModel):
+    """How files of this product hold their numbers where they, their item and their metadata do not say otherwise.
+
+    form(stored * scale + offset) is in the sensor's unit. Files of floats are taken to hold `form` itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: float = 1.0
+    offset: float = 0.0
+    nodata: float | None = None
+    form: str | None = None
+    """Backscatter: dB, power or amplitude. Default: the sensor's unit."""
+    metadata: Literal["safe", "mtl"] | None = None
+    """Product metadata that states scale and offset: MTD_MSIL1C.xml / MTD_MSIL2A.xml, or Landsat's MTL."""
+    needs_metadata: bool = False
+    """Without that metadata the numbers have no unit, and the scene is refused."""
+    baseline_offsets: dict[str, float] = {}
+    """Offset in the sensor's unit from each processing baseline on, such as "04.00": -0.1."""
+
+    def offset_at(self, baseline: str) -> float:
+        """Return the offset of files of processing baseline `baseline`, such as 05.09."""
+        reached = [since for since in self.baseline_offsets if _version(since) <= _version(baseline)]
+        return self.baseline_offsets[max(reached, key=_version)] if reached else self.offset
+
+
+def _version(baseline: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in baseline.split("."))
+    except ValueError:
+        raise InputError(f"processing baseline '{baseline}' is not a version; expected for example 04.00") from None
+
+
 class Sensor(BaseModel):
-    """One instrument product. `gsd_m` is the pixel size of its tiles; bands of coarser native GSD are resampled to it."""
+    """One instrument product. `gsd_m` is the pixel size of its tiles; bands of another native GSD are resampled to it.
+
+    `dtype`, `scale`, `offset` say how an archive keeps its pixels, `delivered` how files come (default: like the archive).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,26 +89,14 @@ class Sensor(BaseModel):
     valid_range: tuple[float, float]
     bands: tuple[Band, ...]
     filename: str | None = None
-    """Regular expression that recognises this product's files by name (used by `scan`)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "Sensor":
-        if self.quantity not in UNITS:
-            raise ValueError(f"quantity '{self.quantity}' is unknown (known: {', '.join(UNITS)})")
-        if self.unit != UNITS[self.quantity]:
-            raise ValueError(f"unit '{self.unit}' does not fit quantity '{self.quantity}' (expected '{UNITS[self.quantity]}')")
-        names = [band.name for band in self.bands]
-        if len(set(names)) != len(names) or not names:
-            raise ValueError(f"band names must be present and distinct, found {names}")
-        if self.sensing == "active" and self.quantity in ("sigma0", "gamma0"):
-            missing = [b.name for b in self.bands if b.frequency_ghz is None or b.polarisation is None]
-            if missing:
-                raise ValueError(f"radar bands need frequency_ghz and polarisation, missing on {missing}")
-        if self.quantity.endswith("reflectance"):
-            missing = [b.name for b in self.bands if b.wavelength_nm is None]
-            if missing:
-                raise ValueError(f"reflectance bands need wavelength_nm, missing on {missing}")
-        return self
+    """Regular expression that recognises this product by the name of a file, of a folder around it, or of an item."""
+    collections: tuple[str, ...] = ()
+    """STAC collections whose items are of this sensor."""
+    delivered: Delivered | None = None
+    masks: tuple[Mask, ...] = ()
+    """Quality layers, the best first."""
+    auxiliary: tuple[str, ...] = ()
+    """Name endings of files that belong to the product and are neither bands nor masks."""
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -88,7 +108,28 @@ class Sensor(BaseModel):
             if name.lower() in (band.name.lower(), *(alias.lower() for alias in band.aliases)):
                 return band
         known = [n for b in self.bands for n in (b.name, *b.aliases)]
-        raise InputError(f"band '{name}' is not in sensor '{self.name}' (has {', '.join(self.band_names)}){_hint(name, known)}")
+        raise InputError(f"band '{name}' is not in sensor '{self.name}' (has {', '.join(self.band_names)}){hint(name, known)}")
+
+    def has_band(self, name: str) -> bool:
+        return any(name.lower() in (b.name.lower(), *(a.lower() for a in b.aliases)) for b in self.bands)
+
+    def mask(self, ending: str) -> Mask | None:
+        """Return the quality layer whose file or asset is called `ending`."""
+        return next((mask for mask in self.masks if ending.lower() in (e.lower() for e in mask.endings)), None)
+
+    def is_auxiliary(self, ending: str) -> bool:
+        return any(re.match(rf"{re.escape(name)}([{SEPARATORS}]|$)", ending, re.IGNORECASE) for name in self.auxiliary)
+
+    def split_name(self, stem: str) -> tuple[str, str] | None:
+        """Return (what is before, ending) of a name that ends in a band, mask or auxiliary layer of this sensor."""
+        stem = re.sub(r"_\d+m$", "", stem)  # Sentinel-2 L2A: _B02_10m
+        starts = [0, *(i + 1 for i, letter in enumerate(stem) if letter in SEPARATORS)]
+        for start in starts:
+            ending = stem[start:]
+            # Masks first, and the longest ending first: MSK_DETFOO_B02 is a footprint, not band B02.
+            if self.mask(ending) or self.is_auxiliary(ending) or self.has_band(ending):
+                return stem[: max(0, start - 1)], ending
+        return None
 
     def select(self, names: tuple[str, ...]) -> "Sensor":
         """Return this sensor with only `names`, in this sensor's own order."""
@@ -102,10 +143,13 @@ class Sensor(BaseModel):
             raise InputError(f"site of {site_size_m:g} m is not a whole number of {self.gsd_m:g} m pixels of sensor '{self.name}'")
         return round(pixels), round(pixels)
 
-    def to_physical(self, stored: np.ndarray, scale: float | None = None, offset: float | None = None) -> np.ndarray:
-        """Convert stored numbers to `unit` as float32; `scale`, `offset` are a file's own where they differ."""
+    def to_physical(
+        self, stored: np.ndarray, scale: float | None = None, offset: float | None = None, form: str | None = None
+    ) -> np.ndarray:
+        """Convert stored numbers to `unit` as float32; `scale`, `offset` and `form` are a file's own where they differ."""
         factor = np.float32(self.scale if scale is None else scale)
-        return stored.astype(np.float32) * factor + np.float32(self.offset if offset is None else offset)
+        values = stored.astype(np.float32) * factor + np.float32(self.offset if offset is None else offset)
+        return to_unit(values, form or self.unit)
 
     def to_stored(self, physical: np.ndarray) -> np.ndarray:
         """Convert `unit` to this sensor's dtype, rounding and clipping to what the dtype can hold."""
@@ -115,25 +159,63 @@ class Sensor(BaseModel):
         counts = np.rint((np.nan_to_num(physical) - self.offset) / self.scale)
         return np.clip(counts, limits.min, limits.max).astype(self.dtype)
 
-    def restored(self, numbers: np.ndarray, scale: float, offset: float) -> np.ndarray:
-        """Convert a file's numbers, by its own scale and offset, to this sensor's dtype.
+    def restored(self, numbers: np.ndarray, scale: float, offset: float, form: str) -> np.ndarray:
+        """Convert a file's numbers, by its own scale, offset and form, to this sensor's dtype.
 
         Small integers go through a table of all their values, ten times faster than through physical units and back.
         """
         if numbers.dtype not in (np.uint8, np.uint16):
-            return self.to_stored(self.to_physical(numbers, scale, offset))
+            return self.to_stored(self.to_physical(numbers, scale, offset, form))
         every = np.arange(np.iinfo(numbers.dtype).max + 1, dtype=numbers.dtype)
-        table = self.to_stored(self.to_physical(every, scale, offset))
+        table = self.to_stored(self.to_physical(every, scale, offset, form))
         return numbers if np.array_equal(table, every) and table.dtype == numbers.dtype else table[numbers]
 
+    def delivery(self, dtype: str) -> Delivered:
+        """Return how a file of `dtype` holds its numbers if it says nothing of it."""
+        default_nodata = None if self.dtype in ("uint8", "float32") else 0.0
+        stated = self.delivered or Delivered(scale=self.scale, offset=self.offset, nodata=default_nodata)
+        changes: dict[str, Any] = {"form": stated.form or self.unit}
+        if dtype.startswith("float"):
+            # A zero or -9999 in whole numbers means no measurement; a float of 0 may be one, so files must say it.
+            changes |= {"scale": 1.0, "offset": 0.0, "nodata": None, "baseline_offsets": {}}
+        return stated.model_copy(update=changes)
 
-def sensor_from_dict(content: dict[str, Any], source: str) -> Sensor:
-    """Build a sensor from parsed YAML or JSON; `source` names it in the error."""
+
+def definition_faults(content: Any) -> list[str]:
+    """Return, one line each, everything that is missing or wrong in a sensor definition; none means it is valid."""
+    if not isinstance(content, Mapping):
+        return [f"holds {type(content).__name__} instead of fields such as name, quantity, unit, bands"]
+    faults = contradictions(content)
     try:
-        return Sensor.model_validate(content)
+        Sensor.model_validate(content)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'sensor'}: {e['msg']}" for e in error.errors())
-        raise InputError(f"sensor definition {source} is not valid: {faults}") from None
+        faults = [_field_fault(fault) for fault in error.errors()] + faults
+    return faults
+
+
+def _field_fault(fault: Any) -> str:
+    place = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"{place}: is missing"
+    if fault["type"] == "extra_forbidden":
+        known = Band.model_fields if fault["loc"][0] == "bands" else Sensor.model_fields
+        return f"{place}: is not a field{hint(str(fault['loc'][-1]), known)}"
+    return f"{place}: {fault['msg']} (found {fault['input']!r})"
+
+
+def sensor_from_dict(content: Any, source: str) -> Sensor:
+    """Build a sensor from parsed YAML or JSON; `source` names it in the error."""
+    if faults := definition_faults(content):
+        raise InputError(f"sensor definition {source} is not valid: {'; '.join(faults)}")
+    return Sensor.model_validate(content)
+
+
+def read_definition(path: Path) -> Any:
+    """Return the parsed YAML of a sensor definition."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"sensor definition {path} is not YAML: {' '.join(str(error).split())}") from None
 
 
 @cache
@@ -147,23 +229,17 @@ def load_sensor(name: str) -> Sensor:
     """Load a shipped sensor by name, or any sensor from the path of a YAML file."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise InputError(f"sensor '{name}' is unknown (known: {', '.join(known_sensors())}){_hint(name, known_sensors())}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"sensor definition {path} is not YAML: {' '.join(str(error).split())}") from None
-    return sensor_from_dict(content, str(path))
+        raise InputError(f"sensor '{name}' is unknown (known: {', '.join(known_sensors())}){hint(name, known_sensors())}")
+    return sensor_from_dict(read_definition(path), str(path))
 
 
-def recognise(filename: str) -> Sensor | None:
-    """Return the shipped sensor whose `filename` pattern matches, or None."""
-    for name in known_sensors():
-        sensor = load_sensor(name)
-        if sensor.filename and re.search(sensor.filename, filename):
-            return sensor
+def recognise(names: Sequence[str], sensors: Sequence[Sensor] = ()) -> Sensor | None:
+    """Return the sensor whose `filename` pattern fits the first of `names` that any fits; by default of the shipped ones."""
+    candidates = list(sensors) or [load_sensor(name) for name in known_sensors()]
+    for name in names:
+        found = [sensor for sensor in candidates if sensor.filename and re.search(sensor.filename, name)]
+        if len(found) > 1:
+            raise InputError(f"the name '{name}' fits sensors {' and '.join(s.name for s in found)}; say which with --sensor")
+        if found:
+            return found[0]
     return None
-
-
-def _hint(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""

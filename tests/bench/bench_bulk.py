@@ -36,7 +36,8 @@ from pipeline.alignment import Alignment, alignment_from_dict
 from pipeline.archive import Archive, open_archive
 from pipeline.coregister import CoregisterConfig, build_tiles
 from pipeline.grid import Grid, ShardCell
-from pipeline.scene import Scene, read_scenes
+from pipeline.scene import Scene
+from pipeline.stac import read_scenes
 from tests.bench.bulk_scenes import BulkConfig, make_scenes
 
 WORKERS = 2

@@ -11,8 +11,9 @@ from odc.geo.geobox import GeoBox
 
 from pipeline.coregister import read_structure
 from pipeline.planet import noise
-from pipeline.scene import read_scenes, scan, write_catalog
+from pipeline.scan import scan
 from pipeline.simulate import SimulateConfig, simulate
+from pipeline.stac import read_scenes, write_catalog
 
 GSD_M = 10.0
 SEARCHES_PX = (6.0, 12.0, 40.0)

@@ -7,8 +7,15 @@ import sys
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
+import xarray as xr
 from moto.server import ThreadedMotoServer
+
+from pipeline.scan import Given, scan
+from pipeline.sensors import load_sensor
+from pipeline.stac import read_scenes, write_catalog
+from tests.rasters import NORTH, WEST, grid
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,10 @@ def test_archive_and_run_on_s3(environment, planet: Path) -> None:
         return json.loads(done.stdout.splitlines()[-1])
 
     archive, run = "s3://earth/archive", "s3://earth/runs/first"
-    made = terraloom("coregister", str(planet / "scenes"), archive, "--register", "False", "--shard-sites", "2")
+    for path in (planet / "scenes").rglob("*.tif"):
+        client.upload_file(str(path), "earth", f"scenes/{path.name}")
+    assert terraloom("scan", "s3://earth/scenes")["refused"] == {}
+    made = terraloom("coregister", "s3://earth/scenes", archive, "--register", "False", "--shard-sites", "2")
     assert made["shards_written"] > 4
     assert terraloom("verify", archive)["tiles"] == made["tiles"]
     options = ["--num-steps", "6", "--checkpoint-every", "3", "--batch-size", "2", "--window-shards", "2"]
@@ -54,3 +64,28 @@ def test_archive_and_run_on_s3(environment, planet: Path) -> None:
     assert b"planted-secret" not in text
     report = terraloom("report", run)
     assert report["report"] == f"{run}/report.html"
+
+
+@pytest.mark.parametrize("name", ["cube.nc", "cube.zarr"])
+def test_a_cube_on_s3_is_read_by_windows(name: str, environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, client = environment
+    for key, value in settings.items():
+        monkeypatch.setenv(key, value)
+    pixels = np.arange(64 * 64, dtype=np.int16).reshape(1, 64, 64)
+    time, place = np.array(["2021-05-01"], "datetime64[ns]"), 10.0 * np.arange(64)
+    coords = {"t": time, "y": NORTH - 5 - place, "x": WEST + 5 + place}
+    cube = xr.Dataset({"B04": (("t", "y", "x"), pixels, {"crs": "EPSG:32632"})}, coords)
+    if name.endswith(".nc"):
+        cube.to_netcdf(tmp_path / name, engine="h5netcdf")
+    else:
+        cube.to_zarr(tmp_path / name, zarr_format=3, consolidated=False)
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        client.upload_file(str(path), "earth", f"{name}_folder/{path.relative_to(tmp_path)}")
+    items, refused = scan(f"s3://earth/{name}_folder", Given(load_sensor("sentinel2_l2a")))
+    assert refused == {}
+    write_catalog(items, f"s3://earth/{name}_folder/scenes.json")
+    (scene,), _ = read_scenes(f"s3://earth/{name}_folder")
+    assert scene.assets[0].href == f"s3://earth/{name}_folder/{name}"
+    values, is_valid = scene.read(grid(16, west=WEST + 100, north=NORTH - 50), ("B04",))
+    assert is_valid.all()
+    np.testing.assert_allclose(values[0], pixels[0, 5:21, 10:26] * 0.0001, rtol=1e-6)

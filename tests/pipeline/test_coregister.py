@@ -23,9 +23,10 @@ from pipeline.archive import open_archive
 from pipeline.coregister import CoregisterConfig, references
 from pipeline.errors import InputError
 from pipeline.grid import Grid, Site
-from pipeline.scene import Scene, read_scenes
+from pipeline.scene import Scene
 from pipeline.sensors import load_sensor
 from pipeline.simulate import CHANGE_DAY
+from pipeline.stac import read_scenes
 
 
 def test_known_shifts_are_found(archive: str, planet: Path) -> None:
@@ -134,7 +135,7 @@ def test_tile_is_the_scene_read_once_on_its_site(archive: str, planet: Path) -> 
         middle = geobox.extent.centroid.coords[0]
         assert alignment.at(*middle, row.crs).shift_m == pytest.approx((row.shift_x_m, row.shift_y_m), abs=1e-3)
         values, has_data = scene.read(geobox, sensor.band_names, alignment)
-        is_clear = has_data & ~scene.read_cloud(geobox, alignment)
+        is_clear = has_data & ~scene.read_masks(geobox, alignment)[0]
         stored, is_valid = opened.read(row.shard, row.sensor, np.array([row.row]))
         assert np.array_equal(is_valid[0] > 0, is_clear)
         assert np.array_equal(stored[0], np.where(is_clear, sensor.to_stored(values), 0))

@@ -1,11 +1,9 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio.transform import from_origin
@@ -13,47 +11,10 @@ from rasterio.transform import from_origin
 from pipeline.alignment import UNMOVED, Alignment
 from pipeline.displacement import constant
 from pipeline.errors import InputError
-from pipeline.scene import Scene, read_scenes, scan, write_catalog
-
-WEST, NORTH = 640_000, 5_290_240
-TIME = datetime(2020, 5, 4, 10, 30, tzinfo=UTC)
-RADAR_TAGS = {"SENSOR": "sentinel1_grd", "DATETIME": TIME.isoformat()}
-OPTICAL = "S2A_MSIL2A_20170617T113321_36_85"
-
-
-def write(path: Path, pixels: np.ndarray, gsd_m: float = 10, **options: Any) -> Path:
-    """Write (band, y, x) with its north-west corner at (WEST, NORTH) of EPSG:32632 unless told otherwise."""
-    tags, names = options.pop("tags", {}), options.pop("names", ())
-    scales, offsets = options.pop("scale", None), options.pop("offset", None)
-    profile = {"crs": "EPSG:32632", "transform": from_origin(WEST, NORTH, gsd_m, gsd_m)} | options
-    count, height, width = pixels.shape
-    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, count=count, dtype=pixels.dtype, **profile) as file:
-        file.write(pixels)
-        file.update_tags(**tags)
-        if names:
-            file.descriptions = names
-        if scales is not None:
-            file.scales, file.offsets = (scales,) * count, (offsets,) * count
-    return path
-
-
-def counts(seed: int = 0, bands: int = 2, size: int = 64) -> np.ndarray:
-    return np.random.default_rng(seed).integers(-2500, -500, (bands, size, size)).astype(np.int16)
-
-
-def grid(size: int = 64, gsd_m: float = 10, west: float = WEST, north: float = NORTH) -> GeoBox:
-    return GeoBox((size, size), from_origin(west, north, gsd_m, gsd_m), "EPSG:32632")
-
-
-def only(folder: Path, **options: Any) -> Scene:
-    """Scan `folder`, go through a catalog file, and return its one scene."""
-    items, refused = scan(str(folder), **options)
-    assert refused == {}
-    write_catalog(items, str(folder / "scenes.json"))
-    scenes, refused = read_scenes(str(folder))
-    assert refused == {}
-    (scene,) = scenes
-    return scene
+from pipeline.scan import scan
+from pipeline.sensors import load_sensor
+from pipeline.stac import read_scenes, write_catalog
+from tests.rasters import NORTH, OPTICAL, RADAR_TAGS, TIME, WEST, counts, grid, only, write
 
 
 def test_tags_and_descriptions_tell_sensor_time_and_bands(tmp_path: Path) -> None:
@@ -91,8 +52,8 @@ def test_a_cloud_mask_beside_the_file_belongs_to_it(tmp_path: Path) -> None:
     write(tmp_path / "a.tif", counts(), tags=RADAR_TAGS)
     write(tmp_path / "a_cloud.tif", mask)
     scene = only(tmp_path)
-    assert np.array_equal(scene.read_cloud(grid()), mask[0] > 0)
-    moved = scene.read_cloud(grid(), moved_by(100.0, -50.0))
+    assert np.array_equal(scene.read_masks(grid())[0], mask[0] > 0)
+    moved = scene.read_masks(grid(), moved_by(100.0, -50.0))[0]
     assert np.array_equal(moved[15:25, 40:50], np.ones((10, 10), bool))
     assert moved.sum() == 100
 
@@ -101,8 +62,8 @@ def test_a_cloud_mask_beside_the_file_belongs_to_it(tmp_path: Path) -> None:
     ("options", "reason"),
     [
         ({"crs": None, "tags": RADAR_TAGS}, "has no CRS; data without one goes through 'terraloom ingest'"),
-        ({"tags": {"DATETIME": TIME.isoformat()}}, "sensor unknown: neither a SENSOR tag nor the file name tells; pass --sensor"),
-        ({"tags": {"SENSOR": "sentinel1_grd"}}, "no acquisition time in its tags or name; pass --datetime"),
+        ({"tags": {"DATETIME": TIME.isoformat()}}, "sensor unknown: neither a SENSOR tag nor a name tells; pass --sensor"),
+        ({"tags": {"SENSOR": "sentinel1_grd"}}, "no acquisition time in its tags, metadata or names; pass --datetime"),
         ({"tags": RADAR_TAGS | {"SENSOR": "sentinel1_grb"}}, "did you mean 'sentinel1_grd'"),
         ({"tags": RADAR_TAGS | {"DATETIME": "last week"}}, "its time tag 'last week' is not ISO 8601"),
         ({"tags": RADAR_TAGS, "bands": 3}, "has 3 bands without known names; sensor 'sentinel1_grd' has VV, VH"),
@@ -128,11 +89,12 @@ def test_corrupt_file_is_refused(tmp_path: Path) -> None:
 
 def test_time_and_sensor_can_be_given(tmp_path: Path) -> None:
     write(tmp_path / "plain.tif", counts())
-    scene = only(tmp_path, sensor_name="sentinel1_grd", time=TIME)
+    scene = only(tmp_path, sensor=load_sensor("sentinel1_grd"), time=TIME)
     assert (scene.time, scene.sensor.name) == (TIME, "sentinel1_grd")
-    with pytest.raises(InputError, match=r"does not exist; give a folder with \.tif"):
+    with pytest.raises(InputError, match=r"is empty or does not exist; give a folder with \.tif"):
         scan(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("nothing")
     with pytest.raises(InputError, match=r"no \.tif, .* file under"):
         scan(str(tmp_path / "empty"))
 
@@ -166,12 +128,12 @@ def test_floats_are_physical_values_and_not_finite_ones_no_data(tmp_path: Path) 
 @pytest.mark.parametrize("floating", [False, True])
 def test_ground_beyond_the_file_is_not_valid(floating: bool, tmp_path: Path) -> None:
     pixels = counts()
-    write(tmp_path / "a.tif", pixels.astype(np.float32) if floating else pixels, tags=RADAR_TAGS)
+    write(tmp_path / "a.tif", pixels / np.float32(100) if floating else pixels, tags=RADAR_TAGS)
     values, is_valid = only(tmp_path).read(grid(west=WEST + 320, north=NORTH - 160), ("VV",))
     expected = np.zeros((64, 64), bool)
     expected[:48, :32] = True
     assert np.array_equal(is_valid, expected)
-    np.testing.assert_allclose(values[0, :48, :32], pixels[0, 16:, 32:] * (1 if floating else 0.01), rtol=1e-6)
+    np.testing.assert_allclose(values[0, :48, :32], pixels[0, 16:, 32:] * 0.01, rtol=1e-6)
 
 
 def test_whole_pixel_shift_moves_content_south_east_without_loss(tmp_path: Path) -> None:
@@ -186,7 +148,7 @@ def test_whole_pixel_shift_moves_content_south_east_without_loss(tmp_path: Path)
 
 
 def test_half_pixel_shift_is_the_mean_of_two_neighbours(tmp_path: Path) -> None:
-    pixels = counts().astype(np.float32)
+    pixels = counts() / np.float32(100)
     write(tmp_path / "a.tif", pixels, tags=RADAR_TAGS)
     values, _ = only(tmp_path).read(grid(), ("VV",), moved_by(5.0, 0.0))
     np.testing.assert_allclose(values[0, :, 1:], (pixels[0, :, 1:] + pixels[0, :, :-1]) / 2, rtol=1e-5)
@@ -265,3 +227,14 @@ def test_what_is_no_catalog_is_an_input_error(tmp_path: Path) -> None:
     other.write_text("not json")
     with pytest.raises(InputError, match="is not JSON"):
         read_scenes(str(other))
+
+
+def test_nothing_in_one_band_of_a_file_is_no_data(tmp_path: Path) -> None:
+    """A band that is zero-filled in part must not count as measured darkness."""
+    pixels = np.full((12, 64, 64), 1500, np.uint16)
+    pixels[7, :10, :10] = 0
+    write(tmp_path / f"{OPTICAL}.tif", pixels)
+    scene = only(tmp_path)
+    _, is_valid = scene.read(grid(), ("B02", "B08"))
+    assert (~is_valid).sum() == 100
+    assert scene.read(grid(), ("B02",))[1].all()

@@ -14,9 +14,10 @@ from pipeline.displacement import constant
 from pipeline.errors import InputError
 from pipeline.planet import BARE, BROADLEAF, CONIFER, WATER
 from pipeline.raster import read_on_grid
-from pipeline.scene import Scene, read_scenes
+from pipeline.scene import Scene
 from pipeline.sensors import load_sensor
 from pipeline.simulate import CHANGE_DAY, LOOKS, SimulateConfig, simulate
+from pipeline.stac import read_scenes
 
 SMALL = SimulateConfig(size_m=1280, satellite_dates=1, aerial_dates=0, num_changes=0)
 
@@ -136,8 +137,8 @@ def test_land_cover_looks_like_itself(planet: Path) -> None:
     for found in scenes_of(planet, "sentinel2_l2a")[1:]:
         classes, geobox = classes_under(planet, found)
         values, is_valid = found.read(geobox, ("B02", "B04", "B08"))
-        assert found.cloud_href is not None
-        with rasterio.open(found.cloud_href) as source:
+        (mask,) = found.masks
+        with rasterio.open(mask.href) as source:
             sky = source.read(1)
         ndvi = (values[2] - values[1]) / (values[2] + values[1] + 1e-6)
         medians = {k: np.median(ndvi[(classes == k) & is_valid & (sky == 0)]) for k in (WATER, BROADLEAF, CONIFER, BARE)}
