@@ -142,6 +142,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             rate = config.lanes * config.batch_size / elapsed
             recorder.record(step, sensor_set, terms, {"samples_per_second": rate, "data_wait_share": waited / elapsed})
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.num_steps:
+            if recorder:
+                recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
             _commit(engine, step + 1, terms, rank, run)
         before = time.perf_counter()
     weights = engine.gather_master_weights()

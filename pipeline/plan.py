@@ -41,6 +41,12 @@ class Window:
     def stop(self) -> int:
         return self.start + len(self.number)
 
+    def pieces(self, size: int) -> Iterator["Window"]:
+        """Yield the window in parts of `size` samples."""
+        for first in range(0, len(self.number), size):
+            part = slice(first, first + size)
+            yield Window(self.lane, self.start + first, self.shard[part], self.number[part])
+
 
 @dataclass(frozen=True)
 class SetPlan:

@@ -20,6 +20,7 @@ import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 
+from pipeline import storage
 from pipeline.ahead import run_ahead
 from pipeline.augment import AugmentConfig, SensorArrays, augment
 from pipeline.crops import MultiCrop, cut
@@ -34,7 +35,7 @@ BLOCK_ROWS = 64
 SAMPLES_PER_DATASET = {"cpu_nodes": 512, "trainer": 16_384}
 SAMPLES_IN_FIRST = 512
 SAMPLES_PER_TASK = 256
-"""Windows of very small shards share a read task."""
+"""Windows of very small shards share a read task, those of large shards are several where they can be."""
 READ_CPUS = 0.25
 STEPS_AHEAD = 3
 
@@ -206,15 +207,22 @@ class _SetReader:
 
     def _windows(self, start: int, stop: int) -> Iterator[Window]:
         """Yield the windows of all lanes in the order of first need, so that what is read ahead stays small."""
-        lanes = [takewhile(lambda w: w.start < stop, self._plan.windows(lane, start)) for lane in self.lanes]
+        lanes = [takewhile(lambda w: w.start < stop, self._pieces(lane, start)) for lane in self.lanes]
         return heapq.merge(*lanes, key=lambda w: (max(w.start, start) // self._plan.batch_size, w.lane))
+
+    def _pieces(self, lane: int, start: int) -> Iterator[Window]:
+        """Yield the windows of a lane, in pieces where that bounds what is decoded ahead and no shard is fetched twice for it."""
+        is_cut = self._config.decode == "cpu_nodes" and storage.is_local(self._source.archive.url)
+        for window in self._plan.windows(lane, start):
+            pieces = window.pieces(SAMPLES_PER_TASK) if is_cut else [window]
+            yield from (piece for piece in pieces if piece.stop > start)
 
     def _drain(self, windows: list[Window]) -> list[_Chunk]:
         tasks = list(_groups(windows, SAMPLES_PER_TASK, SAMPLES_PER_TASK))
         dataset = ray.data.read_datasource(
             _WindowSource(self._source, self._plan, self._config.decode, tasks),
             override_num_blocks=len(tasks),
-            ray_remote_args={"num_cpus": READ_CPUS},
+            num_cpus=READ_CPUS,
         )
         blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
         return [chunk for columns in blocks for chunk in _chunks(columns)]
