@@ -1,5 +1,6 @@
 """What every job that fills an archive does at its end: statistics of the train split; and proof by `verify`."""
 
+import json
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -67,6 +68,24 @@ def _check(archive: Archive, shard: str, rows: pd.DataFrame) -> list[str]:
         faults += [f"{shard}: {name} {fault}" for fault in _range_faults(sensor, stored, is_valid)]
         if not np.allclose(is_valid.mean(axis=(1, 2)), group.sort_values("row")["valid_fraction"], atol=1e-6):
             faults.append(f"{shard}: {name} valid fractions differ from the catalog's")
+        faults += [f"{shard}: {name} {fault}" for fault in _map_faults(archive, shard, sensor.name, group)]
+    return faults
+
+
+def _map_faults(archive: Archive, shard: str, sensor: str, rows: pd.DataFrame) -> list[str]:
+    """Return what is wrong with the maps of labels that the catalog says these tiles have."""
+    stated, faults = [json.loads(text) for text in rows.sort_values("row")["labels"]], []
+    for name, label in archive.labels.items():
+        if label.kind != "map" or not any(name in found for found in stated):
+            continue
+        try:
+            found = archive.read_map(shard, sensor, name, np.arange(len(rows)))
+            counts = [found[row].counts(len(label.classes)) for row in range(len(rows))]
+        except Exception as error:  # whatever a damaged file makes the decoder say is the finding
+            faults.append(f"map '{name}' cannot be read ({type(error).__name__}: {error})")
+            continue
+        if any(count != known.get(name, [0] * len(count)) for count, known in zip(counts, stated)):
+            faults.append(f"map '{name}' has other classes than the catalog says")
     return faults
 
 

@@ -100,7 +100,9 @@ class Ingest:
     """Put ready-made chips, with or without a CRS, into an archive."""
 
     layout: Positional[str]
+    """A public data set's form, such as bigearthnet; an unknown name lists all. `pipeline/datasets` describes each."""
     folder: Positional[str]
+    """Local folder with the data set's files, as published."""
     archive: Positional[str]
     grid: OmitArgPrefixes[GridOptions] = field(default_factory=GridOptions)
 
@@ -168,14 +170,10 @@ def _coregister(arguments: list[str]) -> dict[str, Any]:
 
 
 def _ingest(arguments: list[str]) -> dict[str, Any]:
-    from cluster.connect import connect
     from jobs.ingest import ingest
-    from pipeline.datasets import load_layout
     from pipeline.grid import Grid
 
     options = _parse(Ingest, arguments, "ingest")
-    load_layout(options.layout).places(options.folder)
-    connect()
     return ingest(options.layout, options.folder, options.archive, Grid(**asdict(options.grid)))
 
 

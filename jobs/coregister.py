@@ -52,9 +52,10 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
     settled = {name: record["reference"] for name, record in records.items()}
     chosen = references(scenes, config.reference, settled) if config.register else {}
     known_sensors = earlier.sensors if earlier else {}
-    by_cell: dict[ShardCell, list[Scene]] = {cell: [] for scene in given for cell in grid.cells_over(scene.footprint)}
+    cells = {scene.id: grid.cells_over(scene.footprint) for scene in scenes}
+    by_cell: dict[ShardCell, list[Scene]] = {cell: [] for scene in given for cell in cells[scene.id]}
     for scene in scenes:
-        for cell in grid.cells_over(scene.footprint) & by_cell.keys():
+        for cell in cells[scene.id] & by_cell.keys():
             by_cell[cell].append(scene)
     stamps = _stamps(scenes, rasters, records)
     recipe = Recipe(common_sensors(scenes, known_sensors), chosen, rasters, config, stamps)

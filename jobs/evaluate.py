@@ -66,6 +66,10 @@ def evaluate(
     first = next(iter(encoders.values())).load()
     catalog = archive.catalog()
     label = archive.labels[task]
+    if label.kind not in METRICS:
+        raise InputError(
+            f"label '{task}' is of kind '{label.kind}', which is not probed yet; evaluate one of kind {', '.join(METRICS)}"
+        )
     views = _views(catalog, task, label, first, config)
     inputs = {"task": task, "models": [m.url for m in models], "archive": archive.url}
     if finished := run.begin(config, inputs):

@@ -4,62 +4,67 @@ import hashlib
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 
+from cluster.connect import connect
 from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
+from pipeline import storage
 from pipeline.archive import Archive, create_archive
-from pipeline.chips import split_places
 from pipeline.datasets import load_layout
 from pipeline.errors import InputError
 from pipeline.grid import Grid
+from pipeline.splits import split_places
 
 PLACES_PER_SHARD = 16
 
 
 @ray.remote(num_cpus=TASK_CPUS)
 def _write_shard(
-    archive: Archive, layout: str, folder: str, shard: str, split: str, places: list[str], inputs: str
-) -> tuple[int, dict[str, str]]:
-    """Write the shard without the places that cannot be read; return its tiles and {place: reason} of those."""
+    archive: Archive, layout: str, shard: str, split: str, places: dict[str, Any], inputs: str
+) -> tuple[int, dict[str, str], int]:
+    """Write a shard without the places that cannot be read; return its tiles, {place: reason}, and places without tiles."""
     module, tiles = load_layout(layout), []
     refused: dict[str, str] = {}
-    for place in places:
+    empty = 0
+    for place, found in places.items():
         try:
-            tiles += module.tiles(folder, place, archive.grid)
+            made = module.tiles(place, found, archive.grid)
         except InputError as error:
             refused[place] = str(error)
+        else:
+            tiles += made
+            empty += not made
     # A shard that lacks a place is not up to date: the next run tries again.
-    return archive.publish(shard, split, tiles, "incomplete" if refused else inputs), refused
+    return archive.publish(shard, split, tiles, "incomplete" if refused else inputs), refused, empty
 
 
 def ingest(layout: str, folder: str, archive_url: str, grid: Grid) -> dict[str, Any]:
     """Add the chips of one layout. A place goes to one split; places stay together in a shard."""
-    module = load_layout(layout)
+    module, folder = load_layout(layout), storage.absolute(folder)
     places = module.places(folder)
+    splits = module.splits(folder, places) if hasattr(module, "splits") else split_places(places)
+    connect()
     archive = create_archive(archive_url, grid, module.sensors(), module.LABELS)
-    by_split: dict[str, list[str]] = defaultdict(list)
-    official = module.splits(folder) if hasattr(module, "splits") else {}
-    for place, split in (official or split_places(places)).items():
-        by_split[split].append(place)
     tasks, made, wanted = {}, archive.inputs(), set()
-    for split, members in by_split.items():
-        size = min(PLACES_PER_SHARD, max(1, len(members) // 4))
-        for number, first in enumerate(range(0, len(members), size)):
-            chosen, shard = sorted(members[first : first + size]), f"{layout}_{split}_{number}"
-            inputs = hashlib.sha256(json.dumps([layout, folder, split, chosen]).encode()).hexdigest()
-            wanted.add(shard)
-            if made.get(shard) != inputs:
-                tasks[_write_shard.remote(archive, layout, folder, shard, split, chosen, inputs)] = shard
-    written = 0
+    for shard, split, chosen in _shards(layout, splits, getattr(module, "PLACES_PER_SHARD", PLACES_PER_SHARD)):
+        inputs = hashlib.sha256(json.dumps([layout, folder, split, chosen]).encode()).hexdigest()
+        wanted.add(shard)
+        if made.get(shard) != inputs:
+            tasks[_write_shard.remote(archive, layout, shard, split, {place: places[place] for place in chosen}, inputs)] = shard
+    written = empty = 0
     refused: dict[str, str] = {}
-    for _, (num_tiles, unreadable) in gather(tasks, f"ingest {layout}"):
+    for _, (num_tiles, unreadable, without) in gather(tasks, f"ingest {layout}"):
         written += num_tiles > 0
         refused |= unreadable
-    if len(refused) == len(places):
-        raise InputError(f"none of the {len(places)} places in '{folder}' can be read: {'; '.join(list(refused.values())[:3])}")
+        empty += without
+    if len(refused) == len(splits):
+        reasons = "; ".join(list(refused.values())[:3])
+        hint = "" if archive.published() else f"; '{archive_url}' is empty still: remove it to begin it with another site size"
+        raise InputError(f"none of the {len(splits)} places in '{folder}' can be read: {reasons}{hint}")
     stale = [shard for shard in made if re.fullmatch(rf"{layout}_[a-z]+_\d+", shard) and shard not in wanted]
     for shard in stale:
         archive.withdraw(shard)
@@ -67,7 +72,9 @@ def ingest(layout: str, folder: str, archive_url: str, grid: Grid) -> dict[str, 
     return {
         "archive": archive.url,
         "layout": layout,
-        "places": len(places) - len(refused),
+        "places": len(splits) - len(refused),
+        "places_left_out": len(places) - len(splits),
+        "places_without_tiles": empty,
         "refused": refused,
         "shards_written": written,
         "shards_withdrawn": len(stale),
@@ -75,3 +82,14 @@ def ingest(layout: str, folder: str, archive_url: str, grid: Grid) -> dict[str, 
         "digest": archive.digest(),
         **inventory(archive),
     }
+
+
+def _shards(layout: str, splits: dict[str, str], largest: int) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (shard, split, places); small splits have several shards too, so that readers can share them."""
+    by_split: dict[str, list[str]] = defaultdict(list)
+    for place in sorted(splits):
+        by_split[splits[place]].append(place)
+    for split, members in by_split.items():
+        size = min(largest, max(1, len(members) // 4))
+        for number, first in enumerate(range(0, len(members), size)):
+            yield f"{layout}_{split}_{number}", split, members[first : first + size]

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from pipeline import storage
-from pipeline.archive import Archive, open_archive
+from pipeline.archive import MAPS, Archive, open_archive
 
 EARTH_RADIUS_M = 6_371_000.0
 
@@ -61,13 +61,13 @@ def _raw_bytes(archive: Archive, name: str) -> int:
 
 
 def _stored_bytes(archive: Archive, shards: set[str]) -> dict[str, int]:
-    """Return {sensor: bytes of its arrays in published shards}; what belongs to no sensor is under ''."""
+    """Return {sensor: bytes of its arrays in published shards}; labels and what belongs to no sensor are under ''."""
     total = dict.fromkeys(["", *archive.sensors], 0)
     for name, size in storage.files(storage.join(archive.url, "shards")).items():
         shard, _, rest = name.partition("/")
         if shard.removesuffix(".zarr") in shards:
-            sensor = rest.partition("/")[0]
-            total[sensor if sensor in archive.sensors else ""] += size
+            sensor, _, rest = rest.partition("/")
+            total[sensor if sensor in archive.sensors and not rest.startswith(f"{MAPS}/") else ""] += size
     return total
 
 
@@ -98,9 +98,12 @@ def _label(archive: Archive, catalog: pd.DataFrame, name: str) -> dict[str, Any]
     label = archive.labels[name]
     values = catalog["labels"].map(lambda text: json.loads(text).get(name)).dropna()
     described: dict[str, Any] = {"kind": label.kind, "scope": label.scope, "labelled_tiles": len(values)}
-    if label.kind == "class":
-        counts = values.astype(int).value_counts()
+    if label.kind in ("class", "multilabel"):
+        counts = values.explode().dropna().astype(int).value_counts()
         described["tiles_by_class"] = {text: int(counts.get(index, 0)) for index, text in enumerate(label.classes)}
+    elif label.kind == "map":
+        pixels = np.sum(values.tolist() or [[0] * len(label.classes)], axis=0)
+        described["pixels_by_class"] = dict(zip(label.classes, pixels.tolist()))
     elif label.kind in ("binary", "fraction") and len(values):
         described["mean"] = round(float(values.astype(float).mean()), 4)
     return described

@@ -19,8 +19,9 @@ from pipeline.registration import Match, Registration
 
 PIECE_ERROR_PX = 0.02
 MIN_PIECE_PX = 16
-EXACT_M = 2.0**-27
-"""Of coordinates that are whole multiples of this, those of UTM (under 2**24 m) add up without any rounding."""
+GRAIN, STEP_M = 2.0**-24, 2.0**-4
+"""Shifts (metres) and slopes are whole multiples of the one. On pixel grids whose numbers are multiples of the other, all
+sums that make a coordinate of UTM (under 2**24 m) then fit a double: nothing is rounded, in whatever order it is summed."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +63,39 @@ class Alignment:
         (stated_x,), (stated_y,) = self.stated(np.array([x]), np.array([y]), crs)
         return Registration(round(float(x - stated_x), 3), round(float(y - stated_y), 3), self.confidence, self.reason)
 
-    def pieces(self, geobox: GeoBox, is_same_crs: bool = False) -> Iterator[tuple[tuple[slice, slice], Affine]]:
+    def pieces(self, geobox: GeoBox) -> Iterator[tuple[tuple[slice, slice], Affine]]:
         """Yield (window, transform): for each piece of `geobox`, where in stated coordinates its pixels must be read.
 
-        With `is_same_crs` the file that is read has the geobox's CRS. Then one piece does for all if the sums that make
-        positions are exact, as these do not depend on where a piece begins.
+        Pieces are a site wide, for positions depend on where a line of a piece begins and ends. They are as high as
+        `geobox` where the sums that say where a line lies are exact, as these do not depend on the line they begin with.
         """
         rows, columns = geobox.shape
-        moved = self._shift(geobox)
-        is_one = self.unit_m is None or (moved is not None and is_same_crs and _adds_up(geobox))
-        unit = max(rows, columns) if is_one or self.unit_m is None else round(self.unit_m / geobox.resolution.x)
-        for top in range(0, rows, unit):
-            for left in range(0, columns, unit):
-                size = min(unit, rows - top), min(unit, columns - left)
-                if moved is None:
+        leading = self._leading(geobox)
+        width = columns if self.unit_m is None else round(self.unit_m / geobox.resolution.x)
+        height = rows if self.unit_m is None or (leading is not None and _adds_up(geobox)) else width
+        for top in range(0, rows, height):
+            for left in range(0, columns, width):
+                size = min(height, rows - top), min(width, columns - left)
+                if leading is None:
                     yield from self._cut(geobox, top, left, *size)
                 else:
-                    place = Affine.translation(*moved) @ geobox.transform @ Affine.translation(left, top)
+                    place = leading @ Affine.translation(left, top)
                     yield (slice(top, top + size[0]), slice(left, left + size[1])), place
 
-    def _shift(self, geobox: GeoBox) -> tuple[float, float] | None:
-        """Return the one (x, y) in metres that leads to stated coordinates everywhere; None where there is no such."""
+    def _leading(self, geobox: GeoBox) -> Affine | None:
+        """Return what leads from pixels of `geobox` to stated coordinates; None where no one affine does everywhere."""
+        here = geobox.transform
         if self.field is None or self.grid is None:
-            return 0.0, 0.0
-        if self.field.kind != "shift" or self.grid.crs != geobox.crs:
+            return here
+        if self.field.kind == "local" or self.grid.crs != geobox.crs:
             return None
-        (x,), (y,) = self.stated(np.zeros(1), np.zeros(1), geobox.crs)
-        return round(x / EXACT_M) * EXACT_M, round(y / EXACT_M) * EXACT_M
+        corner = np.rint([self.grid.transform.c, self.grid.transform.f])
+        x, y = corner[0] + np.array([0, 1e5, 0]), corner[1] + np.array([0, 0, 1e5])
+        moved = np.array(self.stated(x, y, geobox.crs)) - (x, y)
+        shift, slopes = (_grained(v) for v in (moved[:, 0], (moved[:, 1:] - moved[:, :1]) / 1e5))
+        offset = np.array([here.c, here.f]) + shift + slopes @ (np.array([here.c, here.f]) - corner)
+        steps = (np.eye(2) + slopes) @ np.array([[here.a, here.b], [here.d, here.e]])
+        return Affine(*steps[0], offset[0], *steps[1], offset[1])
 
     def _cut(self, geobox: GeoBox, top: int, left: int, rows: int, columns: int) -> Iterator[tuple[tuple[slice, slice], Affine]]:
         offsets = np.array([(0.5, 0.5), (0.5, 0), (0.5, 1), (0, 0.5), (1, 0.5), (0, 0), (0, 1), (1, 0), (1, 1)])
@@ -144,10 +151,13 @@ def _apply(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray,
     return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
 
+def _grained(values: np.ndarray) -> np.ndarray:
+    return np.rint(values / GRAIN) * GRAIN
+
+
 def _adds_up(geobox: GeoBox) -> bool:
-    """Return whether the centres of pixels are whole multiples of `EXACT_M`, however they are summed up."""
-    steps = np.array([geobox.resolution.x / 2, geobox.transform.c, geobox.transform.f]) / EXACT_M
-    return bool((steps == np.rint(steps)).all() and np.abs(steps).max() < 2**51)
+    numbers = np.array([geobox.resolution.x / 2, geobox.transform.c, geobox.transform.f]) / STEP_M
+    return bool((numbers == np.rint(numbers)).all())
 
 
 def _halves(size: int) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -19,6 +19,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import zarr
 from shapely.geometry.base import BaseGeometry
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -27,6 +28,7 @@ from zarr.errors import UnstableSpecificationWarning
 from pipeline import reader, storage
 from pipeline.errors import InputError
 from pipeline.grid import Grid
+from pipeline.labels import Label, LabelMap
 from pipeline.registration import REFERENCE, Registration
 from pipeline.sensors import Sensor, sensor_from_dict
 from pipeline.statistics import SensorStatistics, read_table, statistics_of, write_table
@@ -35,19 +37,9 @@ SCHEMA_VERSION = 2  # 2: a crc32c after every tile, shards carry their catalog r
 INDEX = "archive.json"
 ROWS = "catalog.parquet"
 STATISTICS = "statistics.parquet"
+MAPS = "labels"
 NUM_READERS = 16
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a label column means. `kind`: 'class' (index into `classes`), 'binary' or 'fraction' (0..1).
-
-    `scope` 'tile': one value per tile, true at its time; 'site': one value per site, about its dates together.
-    """
-
-    kind: str
-    scope: str
-    classes: tuple[str, ...] = ()
+TILE_COLUMNS = ("shard", "site", "sensor", "time", "order", "row", "split", "lon_deg", "lat_deg")
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,8 @@ class Tile:
     """One sensor's pixels over one site at one time, with what the catalog says of it.
 
     `pixels` (band, y, x) in the sensor's stored dtype; `is_valid` (y, x) bool. Without a CRS, `geometry` and
-    `transform` are None and `site` only says which chips belong together. `order` ranks the dates of a site.
+    `transform` are None and `site` only says which chips belong together. `order` ranks the dates of a site. `maps` are
+    the labels of kind 'map', on the tile's own pixels; the catalog says how many pixels of each class they have.
     """
 
     sensor: str
@@ -70,7 +63,8 @@ class Tile:
     geometry: BaseGeometry | None = None
     registration: Registration = REFERENCE
     cloud_fraction: float = 0.0
-    labels: dict[str, float] = field(default_factory=dict)
+    labels: Mapping[str, float | list[int]] = field(default_factory=dict)
+    maps: Mapping[str, LabelMap] = field(default_factory=dict)
 
 
 class DamagedShard(InputError):
@@ -100,6 +94,22 @@ class Archive:
         table = pd.concat(parts, ignore_index=True)
         return table.sort_values(["shard", "sensor", "row"], ignore_index=True)
 
+    def tiles(self, shards: Sequence[str]) -> pd.DataFrame:
+        """Return of each tile in `shards` the columns that say where and when it is; far less than the catalog holds."""
+        if len(shards) == 1:
+            return self._read_columns(shards[0])
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return pd.concat(list(pool.map(self._read_columns, shards)), ignore_index=True)
+
+    def _read_columns(self, shard: str) -> pd.DataFrame:
+        try:
+            content = io.BytesIO(storage.read_bytes(self._part_url(shard)))
+            return pq.read_table(content, columns=list(TILE_COLUMNS), use_threads=False).to_pandas()
+        except FileNotFoundError:
+            raise InputError(f"shard '{shard}' is no longer in archive '{self.url}'; start a new run") from None
+        except (OSError, ValueError) as error:
+            raise self._damaged_part(shard, error) from None
+
     def _read_part(self, shard: str) -> gpd.GeoDataFrame | None:
         """Return the catalog part of a shard; None where a job that writes it again has just taken it away."""
         try:
@@ -107,7 +117,10 @@ class Archive:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise InputError(f"catalog part of shard '{shard}' is damaged ({error}); run 'terraloom repair {self.url}'") from None
+            raise self._damaged_part(shard, error) from None
+
+    def _damaged_part(self, shard: str, error: Exception) -> InputError:
+        return InputError(f"catalog part of shard '{shard}' is damaged ({error}); run 'terraloom repair {self.url}'")
 
     def _part_url(self, shard: str) -> str:
         return storage.join(self.url, "catalog", f"{shard}.parquet")
@@ -122,6 +135,20 @@ class Archive:
         """Return stored pixels (row, band, y, x) and validity (row, y, x) of tiles `rows` of one sensor in one shard."""
         root = storage.join(self.shard_url(shard), sensor)
         return reader.read_rows(storage.join(root, "pixels"), rows), reader.read_rows(storage.join(root, "valid"), rows)
+
+    def read_map(self, shard: str, sensor: str, label: str, rows: np.ndarray) -> LabelMap:
+        """Return label `label` of kind 'map' on tiles `rows` of one sensor in one shard: (row, y, x) each.
+
+        Tiles that do not have it are labelled nowhere.
+        """
+        root = storage.join(self.shard_url(shard), sensor, MAPS, _plain(label, "label"))
+        try:
+            parts = [reader.read_rows(storage.join(root, name), rows) for name in ("classes", "labelled")]
+        except FileNotFoundError:
+            raise InputError(
+                f"shard '{shard}' has no map '{label}' of {sensor}; 'terraloom inspect' says which labels there are"
+            ) from None
+        return LabelMap(*parts)
 
     def inputs(self) -> dict[str, str]:
         """Return {shard: what `publish` was told it was made from}, of shards without tiles too."""
@@ -145,7 +172,7 @@ class Archive:
             storage.write_bytes(self._empty_url(shard), inputs.encode())
             return 0
         with storage.staged_folder(self.shard_url(shard)) as folder:
-            rows = _write_shard(folder, tiles, self.sensors, self.grid)
+            rows = _write_shard(folder, tiles, self)
             digest = storage.folder_digest(str(folder))
             for row in rows:
                 row |= {"shard": shard, "split": split if isinstance(split, str) else split[row["site"]]}
@@ -227,13 +254,16 @@ class Archive:
         return storage.read_json(url)
 
 
-def _write_shard(folder: Path, tiles: list[Tile], sensors: dict[str, Sensor], grid: Grid) -> list[dict[str, Any]]:
+def _write_shard(folder: Path, tiles: list[Tile], archive: Archive) -> list[dict[str, Any]]:
     group = zarr.open_group(str(folder), mode="w", zarr_format=3)
     rows, statistics = [], {}
     for name in sorted({tile.sensor for tile in tiles}):
-        chosen, sensor = [tile for tile in tiles if tile.sensor == name], sensors[name]
-        _write_sensor(group.create_group(name), chosen, sensor, grid)
-        rows += [_row(tile, index) for index, tile in enumerate(chosen)]
+        chosen, sensor = [tile for tile in tiles if tile.sensor == name], archive.sensors[name]
+        part = group.create_group(name)
+        _write_sensor(part, chosen, sensor, archive.grid)
+        for label in sorted({label for tile in chosen for label in tile.maps}):
+            _write_map(part.create_group(f"{MAPS}/{label}"), label, chosen, archive.labels[label])
+        rows += [_row(tile, index, archive.labels) for index, tile in enumerate(chosen)]
         statistics[name] = statistics_of(sensor, ((tile.pixels, tile.is_valid) for tile in chosen))
     (folder / STATISTICS).write_bytes(write_table(statistics))
     return rows
@@ -270,6 +300,20 @@ def _write_sensor(group: zarr.Group, tiles: list[Tile], sensor: Sensor, grid: Gr
     group.create_array("time", data=seconds, dimension_names=("tile",), attributes=time)
 
 
+def _write_map(group: zarr.Group, name: str, tiles: list[Tile], label: Label) -> None:
+    """Write label `name` of the tiles as CF tells categories; a tile without it is labelled nowhere."""
+    shape = tiles[0].is_valid.shape
+    nowhere = LabelMap(np.zeros(shape, np.uint8), np.zeros(shape, bool))
+    maps = [tile.maps.get(name, nowhere) for tile in tiles]
+    for found in maps:
+        if {found.classes.shape, found.is_labelled.shape} != {shape} or found.classes.dtype != np.uint8:
+            raise ValueError(f"map '{name}' is {found.classes.shape} {found.classes.dtype}, expected {shape} uint8")
+    classes = np.stack([np.where(found.is_labelled, found.classes, 0) for found in maps])
+    attributes = {**label.flags(), "ancillary_variables": "labelled"}
+    _write_array(group, "classes", classes.astype(np.uint8), ("tile", "y", "x"), attributes)
+    _write_array(group, "labelled", np.stack([found.is_labelled for found in maps]), ("tile", "y", "x"), {})
+
+
 def _write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tuple[str, ...], attributes: dict) -> None:
     array = group.create_array(
         name,
@@ -285,7 +329,8 @@ def _write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tup
     array[:] = data
 
 
-def _row(tile: Tile, index: int) -> dict[str, Any]:
+def _row(tile: Tile, index: int, labels: dict[str, Label]) -> dict[str, Any]:
+    counts = {name: found.counts(len(labels[name].classes)) for name, found in tile.maps.items()}
     centre = tile.geometry.centroid if tile.geometry is not None else None
     return {
         "site": tile.site,
@@ -302,7 +347,7 @@ def _row(tile: Tile, index: int) -> dict[str, Any]:
         **asdict(tile.registration),
         "valid_fraction": float(tile.is_valid.mean()),
         "cloud_fraction": tile.cloud_fraction,
-        "labels": json.dumps(tile.labels),
+        "labels": json.dumps({**tile.labels, **counts}),
     }
 
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import shapely
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import BoundingBox, Geometry, box
 from pyproj import Transformer
@@ -150,10 +151,12 @@ class Grid:
             return set()
         local = part.to_crs(zone_crs(zone), resolution=0.1)
         bounds, size = local.boundingbox, self.shard_size_m
-        columns = range(math.floor(bounds.left / size), math.ceil(bounds.right / size))
-        rows = range(math.floor(bounds.bottom / size), math.ceil(bounds.top / size))
-        cells = (ShardCell(zone, column, row) for column in columns for row in rows)
-        return {cell for cell in cells if self.shard_bounds(cell).polygon.intersects(local)}
+        columns = np.arange(math.floor(bounds.left / size), math.ceil(bounds.right / size))
+        rows = np.arange(math.floor(bounds.bottom / size), math.ceil(bounds.top / size))
+        column, row = (a.ravel() for a in np.meshgrid(columns, rows))
+        shapely.prepare(local.geom)
+        is_touched = shapely.intersects(local.geom, shapely.box(column * size, row * size, (column + 1) * size, (row + 1) * size))
+        return {ShardCell(zone, int(c), int(r)) for c, r in zip(column[is_touched], row[is_touched])}
 
 
 def zone_crs(zone: str) -> str:

@@ -12,22 +12,21 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import reproject
 
 from pipeline import cube
 from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
 
+CACHE_MB = 128
+"""Memory for decoded blocks in each process; GDAL's own limit is a twentieth of the machine's, and as much for each worker."""
 # Formats that hold their own pixels: a VRT, or a web service, could lead anywhere.
 DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "JP2KAK", "HFA", "ENVI")
-# Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
-SAME_KERNEL = {"XSCALE": "1", "YSCALE": "1"}
 
 
 @contextmanager
 def open_raster(href: str) -> Iterator[rasterio.DatasetReader]:
     """Open `href` (local path, `s3://` or `https://`); an unreadable file is an `InputError` with the reason."""
-    options: dict[str, str | bool] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    options: dict[str, str | bool | int] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": CACHE_MB}
     path = href
     if href.startswith("s3://"):
         path = "/vsis3/" + href.removeprefix("s3://")
@@ -70,13 +69,11 @@ def read_on_grid(
         if source.crs is None:
             raise InputError(f"'{href}' has no CRS; data without one goes through 'terraloom ingest'")
         resampling = Resampling.nearest if categorical else _resampling(source, geobox)
-        is_same_crs = source.crs == str(geobox.crs)
-        num_warped = len(indexes) + (nodata is None)  # without nodata, an alpha band tells what lies outside the file
-        warped = np.zeros((num_warped, *geobox.shape), source.dtypes[indexes[0] - 1])
-        warp = _warp_exactly if is_same_crs else _warp_nearly
+        # Without nodata, what lies outside the file is told by an added alpha band alone (masks of floats ignore it).
+        warped = np.zeros((len(indexes) + (nodata is None), *geobox.shape), source.dtypes[indexes[0] - 1])
         try:
-            for window, transform in alignment.pieces(geobox, is_same_crs):
-                warped[:, *window] = warp(source, indexes, GeoBox(_shape(window), transform, geobox.crs), nodata, resampling)
+            for window, transform in alignment.pieces(geobox):
+                warped[:, *window] = _warp(source, indexes, GeoBox(_shape(window), transform, geobox.crs), nodata, resampling)
         except RasterioError as error:
             raise InputError(f"cannot read '{href}': {str(error).splitlines()[0]}") from None
     pixels = warped[: len(indexes)]
@@ -110,34 +107,10 @@ def _has_data(pixels: np.ndarray, nodata: float) -> np.ndarray:
     return stated.all(axis=0)
 
 
-def _warp_exactly(
+def _warp(
     source: rasterio.DatasetReader, indexes: tuple[int, ...], geobox: GeoBox, nodata: float | None, resampling: Resampling
 ) -> np.ndarray:
-    """Return the bands, and alpha where there is no nodata, of a file in the geobox's own CRS; every position is computed."""
-    warped = np.zeros((len(indexes) + (nodata is None), *geobox.shape), source.dtypes[indexes[0] - 1])
-    alpha = {"dst_alpha": len(warped)} if nodata is None else {}
-    reproject(
-        rasterio.band(source, indexes),
-        warped,
-        dst_transform=geobox.transform,
-        dst_crs=str(geobox.crs),
-        src_nodata=nodata,
-        dst_nodata=nodata,
-        resampling=resampling,
-        tolerance=0,
-        **alpha,
-        **SAME_KERNEL,
-    )
-    return warped
-
-
-def _warp_nearly(
-    source: rasterio.DatasetReader, indexes: tuple[int, ...], geobox: GeoBox, nodata: float | None, resampling: Resampling
-) -> np.ndarray:
-    """Do the same from another CRS: GDAL interpolates positions to 0.005 of a source pixel, ten times faster than without.
-
-    How, depends on the piece that is asked for, so what must be the same always asks for the same pieces.
-    """
+    """Return the bands on `geobox`, and alpha after them where there is no nodata; one read, as each warps all anew."""
     with WarpedVRT(
         source,
         crs=str(geobox.crs),
@@ -147,9 +120,13 @@ def _warp_nearly(
         resampling=resampling,
         src_nodata=nodata,
         nodata=nodata,
+        # GDAL interpolates positions along each line of a piece from the line's ends to this part of a source pixel, ten
+        # times faster between CRSs than without. What must be the same always asks for pieces with the same columns.
         tolerance=0.005,
         add_alpha=nodata is None,
-        **SAME_KERNEL,
+        # Otherwise GDAL widens the kernel by the size of each block's source window, which is another for each block.
+        XSCALE="1",
+        YSCALE="1",
     ) as warped:
         return warped.read([*indexes, warped.count] if nodata is None else indexes)
 

@@ -1,8 +1,11 @@
 """One module per public layout of ready-made chips.
 
-Each says `LABELS`, `sensors()`, `places(folder)` (names of the places found) and `tiles(folder, place, grid)`. A place
-is the unit of splitting: all its tiles go to one split. A layout with an official split adds `splits(folder)`, place ->
-split; otherwise places are split by the hashes of their names.
+Each says `LABELS`, `sensors()`, `places(folder)`, which walks the folder once and returns {place: what its `tiles` needs},
+and `tiles(place, found, grid)`. A place is the unit of reading: one that cannot be read is set aside with its reason.
+
+`splits(folder, places)` returns the split of every place, as published or with what must stay together kept together;
+a place that it does not name is left out. A layout without it is split by the hashes of its places' names. Layouts of
+small chips say how many `PLACES_PER_SHARD`. Modules whose names begin with _ are what several layouts share.
 """
 
 import difflib

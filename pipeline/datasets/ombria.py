@@ -1,20 +1,22 @@
 """OMBRIA: paired Sentinel-1 and Sentinel-2 chips before and after floods, with flood masks.
 
-Drakonakis et al., "OmbriaNet", IEEE JSTARS 2022. 8-bit stretched PNGs without georeference or dates, 256 x 256 px;
-same name in every folder = same place. Either one set of folders or several sets side by side (train/, event_x/).
+Drakonakis et al., "OmbriaNet", IEEE JSTARS 2022. 8-bit stretched PNGs without georeference or dates, 256 x 256 px at 10 m
+(`--site-size-m 640` or 2560); same name in every folder = same place. Either one set of folders or several sets side by
+side (train/, event_x/). Places are split by the hashes of their names: the files do not tell which are neighbours.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import Label, Tile
-from pipeline.chips import cut, read_image
+from pipeline.archive import Tile
+from pipeline.chips import Chip, Window, cut_tiles, read_image, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
+from pipeline.labels import Label, LabelMap
 from pipeline.sensors import Sensor, load_sensor
 
-LABELS = {"flooded_fraction": Label("fraction", "site")}
+LABELS = {"flooded_fraction": Label("fraction", "site"), "flooded": Label("map", "site", ("dry", "flooded"))}
 FOLDERS = {"ombria_sar": ("s1_before", "s1_after"), "ombria_optical": ("s2_before", "s2_after")}
 
 
@@ -22,40 +24,36 @@ def sensors() -> dict[str, Sensor]:
     return {name: load_sensor(name) for name in FOLDERS}
 
 
-def places(folder: str) -> list[str]:
-    """Return '<set>/<name>' of every place that has all five images."""
-    root = Path(folder)
-    masks = sorted([*root.glob("flood_mask/*.png"), *root.glob("*/flood_mask/*.png")])
-    needed = [name for pair in FOLDERS.values() for name in pair]
-    complete = [m for m in masks if all((m.parent.parent / name / m.name).is_file() for name in needed)]
-    if not complete:
-        raise InputError(f"no OMBRIA place under '{folder}'; expected flood_mask, {', '.join(needed)} with the same PNG names")
-    return [str(m.parent.parent.relative_to(root) / m.stem) for m in complete]
+def places(folder: str) -> dict[str, str]:
+    """Return {'<set>/<name>': flood mask} of every place that has all five images."""
+    root, present = Path(folder), set(walk(folder, ".png"))
+    found = {}
+    for mask in sorted(Path(path) for path in present):
+        images = [str(mask.parent.parent / name / mask.name) for pair in FOLDERS.values() for name in pair]
+        if mask.parent.name == "flood_mask" and present.issuperset(images):
+            found[str(mask.parent.parent.relative_to(root) / mask.stem)] = str(mask)
+    if not found:
+        needed = ", ".join(name for pair in FOLDERS.values() for name in pair)
+        raise InputError(f"no OMBRIA place under '{folder}'; expected flood_mask, {needed} with the same PNG names")
+    return found
 
 
-def tiles(folder: str, place: str, grid: Grid) -> list[Tile]:
+def tiles(place: str, mask: str, grid: Grid) -> list[Tile]:
     """Return the tiles of one place; black pixels of the optical chips are no data."""
-    base, name = Path(folder) / Path(place).parent, f"{Path(place).name}.png"
-    is_flooded = read_image(base / "flood_mask" / name)[0] > 0
+    is_flooded = read_image(mask, 1)[0] > 0
+    maps = {"flooded": LabelMap(is_flooded.astype(np.uint8), np.ones_like(is_flooded))}
+
+    def labels(window: Window) -> dict[str, float]:
+        return {"flooded_fraction": float(is_flooded[window].mean())}
+
     result = []
-    for sensor, children in FOLDERS.items():
-        size = load_sensor(sensor).tile_shape(grid.site_size_m)[0]
+    for name, children in FOLDERS.items():
+        sensor = load_sensor(name)
         for order, child in enumerate(children):
-            pixels = read_image(base / child / name)[: 1 if sensor == "ombria_sar" else 3]
-            is_valid = np.ones(pixels.shape[1:], bool) if sensor == "ombria_sar" else pixels.max(axis=0) > 0
-            for part, window in cut(is_flooded.shape, size):
-                if is_valid[window].mean() < 0.3:
-                    continue
-                result.append(
-                    Tile(
-                        sensor=sensor,
-                        site=f"ombria/{place}/{part}",
-                        pixels=pixels[:, *window].copy(),
-                        is_valid=is_valid[window].copy(),
-                        time=None,
-                        order=order,
-                        scene=f"{place}/{child}",
-                        labels={"flooded_fraction": float(is_flooded[window].mean())},
-                    )
-                )
+            path = Path(mask).parent.parent / child / Path(mask).name
+            pixels = read_image(path, len(sensor.bands))
+            is_valid = np.ones(pixels.shape[1:], bool) if name == "ombria_sar" else pixels.max(axis=0) > 0
+            chip = Chip(pixels, is_valid).require_grid(is_flooded.shape, None, f"'{path}'")
+            scene = f"{place}/{child}"
+            result += cut_tiles(chip, sensor, grid, f"ombria/{place}", scene, order=order, labels=labels, maps=maps)
     return result

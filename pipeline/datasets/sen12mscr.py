@@ -1,26 +1,27 @@
 """SEN12MS-CR: Sentinel-1, clear and cloudy Sentinel-2 patches of the same ground, for cloud removal and pretraining.
 
-Ebel et al., TGRS 2021. 256 x 256 px at 10 m, UTM: `ROIs<seed>_<season>_<kind>_<scene>_p<patch>.tif` in folders of the
-same scheme, or `<kind>_ROIs<seed>_<season>_<scene>_<patch>.tif` side by side; kind is s1 (VV, VH in dB), s2 or s2_clear,
-s2_cloudy (13 bands of top-of-atmosphere reflectance x 10000). A region's scene is a place, so neighbouring patches stay
-in one split. The clear image is date 0, the cloudy one date 1; the files do not say when they were taken.
+Ebel et al., TGRS 2021. 256 x 256 px at 10 m (`--site-size-m 640` or 2560), UTM: `ROIs<seed>_<season>_<kind>_<scene>_p<patch>.tif`
+in folders of the same scheme, or `<kind>_ROIs<seed>_<season>_<scene>_<patch>.tif` side by side; kind is s1 (VV, VH in
+dB), s2 or s2_clear, s2_cloudy (13 bands of top-of-atmosphere reflectance x 10000). A patch is a place; the split is the
+published one, by regions. The clear image is date 0, the cloudy one date 1; the files do not say when they were taken.
 """
 
 import re
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.archive import Label, Tile
-from pipeline.chips import cut, read_chip
+from pipeline.archive import Tile
+from pipeline.chips import REFLECTANCE, cut_tiles, read_chip, walk
+from pipeline.datasets._sen12 import REGION, split_by_region
 from pipeline.errors import InputError
 from pipeline.grid import Grid
+from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
 
 LABELS: dict[str, Label] = {}
-PUBLISHED = re.compile(r"(?P<region>ROIs\d+_[a-z]+)_(?P<kind>s1|s2|s2_cloudy)_(?P<scene>\d+)_(?P<patch>p\d+)\.tif")
-FLAT = re.compile(r"(?P<kind>s1|s2_clear|s2_cloudy)_(?P<region>ROIs\d+_[a-z]+)_(?P<scene>\d+)_(?P<patch>p?\d+)\.tif")
+PLACES_PER_SHARD = 32
+PUBLISHED = re.compile(rf"{REGION}_(?P<kind>s1|s2|s2_cloudy)_(?P<scene>\d+)_p(?P<patch>\d+)\.tif")
+FLAT = re.compile(rf"(?P<kind>s1|s2_clear|s2_cloudy)_{REGION}_(?P<scene>\d+)_p?(?P<patch>\d+)\.tif")
 KINDS = {
     "s1": ("sentinel1_grd", 0),
     "s2": ("sentinel2_l1c", 0),
@@ -33,46 +34,30 @@ def sensors() -> dict[str, Sensor]:
     return {name: load_sensor(name) for name in ("sentinel1_grd", "sentinel2_l1c")}
 
 
-def places(folder: str) -> list[str]:
-    """Return '<region>_<scene>' of every scene with a patch."""
-    found = sorted(_patches(folder))
+def places(folder: str) -> dict[str, dict[str, str]]:
+    """Return {'<region>_<scene>_p<patch>': {kind: file}}."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for path in walk(folder, ".tif"):
+        name = Path(path).name
+        if match := PUBLISHED.fullmatch(name) or FLAT.fullmatch(name):
+            found[f"{match['region']}_{match['scene']}_p{match['patch']}"][match["kind"]] = path
     if not found:
-        raise InputError(
-            f"no SEN12MS-CR patch under '{folder}'; expected ROIs<seed>_<season>_<s1|s2|s2_cloudy>_<scene>_p<patch>.tif"
-        )
-    return found
+        expected = "ROIs<seed>_<season>_<s1|s2|s2_cloudy>_<scene>_p<patch>.tif"
+        raise InputError(f"no SEN12MS-CR patch under '{folder}'; expected {expected}")
+    return dict(found)
 
 
-def tiles(folder: str, place: str, grid: Grid) -> list[Tile]:
-    """Return the tiles of one scene's patches."""
+def splits(folder: str, found: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Return the published split."""
+    return split_by_region(found)
+
+
+def tiles(place: str, found: dict[str, str], grid: Grid) -> list[Tile]:
+    """Return the tiles of one patch."""
     result = []
-    for patch, kind, path in _patches(folder)[place]:
+    for kind, path in sorted(found.items()):
         name, order = KINDS[kind]
         sensor = load_sensor(name)
-        chip = read_chip(path, len(sensor.bands))
-        physical = chip.pixels if name == "sentinel1_grd" else sensor.to_physical(chip.pixels)
-        stored = sensor.to_stored(np.where(chip.is_valid, physical, 0))
-        for part, window in cut(chip.is_valid.shape, sensor.tile_shape(grid.site_size_m)[0]):
-            if chip.is_valid[window].mean() >= 0.3:
-                result.append(
-                    Tile(
-                        sensor=name,
-                        site=f"sen12mscr/{place}/{patch}/{part}",
-                        pixels=stored[:, *window],
-                        is_valid=chip.is_valid[window],
-                        time=None,
-                        order=order,
-                        scene=path.stem,
-                        **chip.place(window),
-                    )
-                )
+        chip = read_chip(path, len(sensor.bands), 1.0 if kind == "s1" else REFLECTANCE)
+        result += cut_tiles(chip, sensor, grid, f"sen12mscr/{place}", Path(path).stem, order=order)
     return result
-
-
-def _patches(folder: str) -> dict[str, list[tuple[str, str, Path]]]:
-    """Return place -> (patch, kind, file), in one order."""
-    found = defaultdict(list)
-    for path in sorted(Path(folder).rglob("*.tif")):
-        if match := PUBLISHED.fullmatch(path.name) or FLAT.fullmatch(path.name):
-            found[f"{match['region']}_{match['scene']}"].append((match["patch"].lstrip("p"), match["kind"], path))
-    return found

@@ -3,13 +3,14 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from odc.geo.geobox import GeoBox
 
 from pipeline.coregister import read_structure
+from pipeline.planet import noise
 from pipeline.scan import scan
 from pipeline.simulate import SimulateConfig, simulate
 from pipeline.stac import read_scenes, write_catalog
@@ -62,3 +63,34 @@ def planet_pairs(seed: int, block_px: int, size_m: int = 15360, every: int = 1) 
             y, x = elsewhere[generator.integers(len(elsewhere))]
             there = slice(y, y + block_px), slice(x, x + block_px)
             yield Pair(sensor, fixed[:, *here], moving[:, *there], fixed_valid[here], moving_valid[there], None, search)
+
+
+def spoiled(pair: Pair, generator: np.random.Generator) -> Iterator[tuple[str, Pair]]:
+    """Yield pairs of which one shows no ground, as no mask says: they must stay where they are."""
+    shape = pair.moving.shape
+    low, spread = pair.reference.min(), np.ptp(pair.reference)
+    clouds = [low + spread * (1 + 0.3 * noise(generator, shape[1:], wave)) for wave in (shape[1] / 2, shape[1] / 8)]
+    ramp = np.linspace(0, spread, shape[2], dtype=np.float32)
+    grain = generator.normal(0, 0.002 * spread, shape).astype(np.float32)
+    moving = {
+        "thick cloud": np.broadcast_to(clouds[0], shape) + grain,
+        "broken cloud": np.broadcast_to(clouds[1], shape) + grain,
+        "flat": np.full(shape, low + spread / 2, np.float32),
+        "flat with noise": low + spread / 2 + grain,
+        "haze": low + np.broadcast_to(ramp, shape) + grain,
+    }
+    seen = np.ones(shape[1:], bool)
+    for kind, image in moving.items():
+        yield kind, replace(pair, moving=image.astype(np.float32), moving_valid=seen, shift=None)
+    other = [low + spread * (1 + 0.3 * noise(generator, shape[1:], shape[1] / 8)) for _ in range(2)]
+    both = [np.stack([image] * shape[0]).astype(np.float32) for image in other]
+    yield "cloud over both", replace(pair, reference=both[0], moving=both[1], reference_valid=seen, moving_valid=seen, shift=None)
+    yield "noise in both", replace(pair, reference=grain, moving=grain[:, ::-1, ::-1].copy(), moving_valid=seen, shift=None)
+
+
+def half_hidden(pair: Pair, share: float, generator: np.random.Generator) -> Pair:
+    """Return the pair with cloud, told by no mask, over `share` of the moving image."""
+    where = noise(generator, pair.moving.shape[1:], pair.moving.shape[1] / 3)
+    is_cloud = where > np.quantile(where, 1 - share)
+    cloud = pair.reference.min() + np.ptp(pair.reference) * (1 + 0.3 * noise(generator, where.shape, where.shape[0] / 6))
+    return replace(pair, moving=np.where(is_cloud, cloud, pair.moving).astype(np.float32))

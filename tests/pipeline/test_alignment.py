@@ -88,3 +88,60 @@ def test_shift_is_the_same_ground_in_another_zone() -> None:
     there = alignment.at(977_000, 5_020_000, "EPSG:32632")
     assert np.hypot(there.shift_x_m, there.shift_y_m) == pytest.approx(30, rel=0.005)
     assert there.shift_y_m == pytest.approx(30 * np.sin(np.radians(6 * np.sin(np.radians(45.1)))), rel=0.1)
+
+
+@pytest.mark.parametrize("gsd_m", [2.5, 10.0, 20.0, 60.0])
+@pytest.mark.parametrize(
+    "field",
+    [None, constant(np.array([0.3137, -0.71])), Field(np.full(2, 100.0), np.array([[1.3, 2.2], [4e-4, -3e-4], [2e-4, 5e-4]]))],
+    ids=["none", "shift", "affine"],
+)
+def test_sites_are_read_as_within_the_whole(tmp_path: Path, gsd_m: float, field: Field | None) -> None:
+    """Bit by bit, whichever sites and lines are asked for: noise at 60 m has many values at 10 m that are half way between
+    two whole numbers, where the last bit of a position decides."""
+    size, rng = round(2560 / gsd_m), np.random.default_rng(0)
+    numbers = rng.integers(1, 10_000, (size, size)).astype(np.uint16)
+    numbers[rng.random((size, size)) < 0.02] = 0
+    path, profile = tmp_path / "noise.tif", {"driver": "GTiff", "count": 1, "dtype": "uint16", "crs": CRS, "nodata": 0}
+    transform = from_origin(500_000, 5_000_000, gsd_m, gsd_m)
+    with rasterio.open(path, "w", width=size, height=size, transform=transform, **profile) as out:
+        out.write(numbers, 1)
+    alignment = Alignment(1.0, "test", field, GRID if field else None, unit_m=640.0)
+    whole, is_valid = read_on_grid(str(path), (1,), GRID, 0, alignment)
+    assert is_valid.mean() > 0.5
+    for _ in range(12):
+        top, left = rng.integers(0, 200), 64 * rng.integers(4)
+        part = slice(top, top + rng.integers(1, 57)), slice(left, min(left + 64 * rng.integers(1, 4), 256))
+        pixels, there = read_on_grid(str(path), (1,), GRID[part], 0, alignment)
+        np.testing.assert_array_equal(pixels, whole[:, *part])
+        np.testing.assert_array_equal(there, is_valid[part])
+
+
+def test_one_affine_leads_where_the_field_says() -> None:
+    """The grain of shifts and slopes moves no pixel by more than a thousandth of itself."""
+    field = Field(np.full(2, 100.0), np.array([[1.3, 2.2], [4e-4, -3e-4], [2e-4, 5e-4]]))
+    ((_, transform),) = aligned(field).pieces(GRID)
+    row, column = np.mgrid[0:256:17, 0:256:17].reshape(2, -1) + 0.5
+    x, y = aligned(field).stated(*(transform_of(GRID.transform, column, row)), CRS)
+    made_x, made_y = transform_of(transform, column, row)
+    assert np.hypot(made_x - x, made_y - y).max() < 0.01
+
+
+def test_lines_lie_where_they_do_within_the_whole_to_the_last_bit() -> None:
+    field = Field(np.full(2, 100.0), np.array([[1.3, 2.2], [4e-4, -3e-4], [2e-4, 5e-4]]))
+    ((_, whole),) = aligned(field).pieces(GRID)
+    line = np.arange(200) + 0.5
+    for top in (1, 7, 50):
+        ((_, part),) = aligned(field).pieces(GRID[top:, 64:])
+        here = transform_of(part, np.full(200, 0.5), line)
+        np.testing.assert_array_equal(here, transform_of(whole, np.full(200, 64.5), line + top))
+
+
+def transform_of(transform: rasterio.Affine, column: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return transform.a * column + transform.b * row + transform.c, transform.d * column + transform.e * row + transform.f
+
+
+def test_grids_whose_sums_are_rounded_are_read_site_by_site() -> None:
+    fine = GeoBox((800, 800), from_origin(500_000, 5_000_000, 0.8, 0.8), CRS)
+    assert len(list(Alignment(1.0, "test", unit_m=64.0).pieces(fine))) == 100
+    assert len(list(Alignment(1.0, "test", unit_m=640.0).pieces(GRID))) == 4

@@ -15,10 +15,10 @@ import zarr
 
 from pipeline import archive as archive_module
 from pipeline import storage
-from pipeline.archive import SCHEMA_VERSION, Archive, Label, Tile, create_archive, open_archive
-from pipeline.chips import split_places
+from pipeline.archive import SCHEMA_VERSION, Archive, Tile, create_archive, open_archive
 from pipeline.errors import InputError
 from pipeline.grid import Grid
+from pipeline.labels import Label
 from pipeline.sensors import load_sensor
 
 GRID = Grid()
@@ -149,10 +149,3 @@ def test_tile_of_another_shape_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"tile of sentinel1_grd is .*, expected \(2, 64, 64\) int16"):
             archive.publish("s_0", "train", [wrong], "inputs")
     assert archive.published() == []
-
-
-def test_places_keep_their_split_whatever_the_order() -> None:
-    places = [f"place {n}" for n in range(200)]
-    splits = split_places(places)
-    assert splits == split_places(places[::-1])
-    assert {name: list(splits.values()).count(name) for name in ("train", "val", "test")} == {"train": 120, "val": 30, "test": 50}

@@ -1,5 +1,9 @@
+import hashlib
 import json
 import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import pytest
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from odc.geo.geom import box
 
 from jobs.archives import verify
 from jobs.coregister import coregister
@@ -15,9 +20,11 @@ from jobs.registration_report import read_reports
 from jobs.simulate import scan_folder
 from pipeline.alignment import alignment_from_dict
 from pipeline.archive import open_archive
-from pipeline.coregister import CoregisterConfig
+from pipeline.coregister import CoregisterConfig, references
 from pipeline.errors import InputError
 from pipeline.grid import Grid, Site
+from pipeline.scene import Scene
+from pipeline.sensors import load_sensor
 from pipeline.simulate import CHANGE_DAY
 from pipeline.stac import read_scenes
 
@@ -32,18 +39,61 @@ def test_known_shifts_are_found(archive: str, planet: Path) -> None:
     assert np.median(errors) < 0.5
 
 
+def content(url: str) -> dict[tuple[str, str, str], bytes]:
+    """Return the SHA-256 of every tile's pixels and validity, by site, sensor and scene."""
+    opened, found = open_archive(url), {}
+    for (shard, sensor), rows in opened.catalog().groupby(["shard", "sensor"]):
+        pixels, is_valid = opened.read(shard, sensor, rows["row"].to_numpy())
+        for row, *arrays in zip(rows.itertuples(), pixels, is_valid):
+            found[row.site, sensor, row.scene] = hashlib.sha256(b"".join(a.tobytes() for a in arrays)).digest()
+    return found
+
+
 def test_tiles_do_not_depend_on_the_shard_size(archive: str, planet: Path, tmp_path: Path, cluster: None) -> None:
     url = str(tmp_path / "archive")
     coregister(str(planet / "scenes"), url, Grid(shard_sites=3), CoregisterConfig(), None)
-    small, large = open_archive(archive), open_archive(url)
-    columns = ["site", "sensor", "scene"]
-    both = small.catalog().merge(large.catalog(), on=columns, suffixes=("", "_large"))
-    assert len(both) == len(small.catalog()) == len(large.catalog())
-    for row in both.sample(40, random_state=0).itertuples():
-        first = small.read(row.shard, row.sensor, np.array([row.row]))
-        second = large.read(row.shard_large, row.sensor, np.array([row.row_large]))
-        assert np.array_equal(first[1], second[1])
-        assert np.array_equal(first[0], second[0])
+    tiles = content(archive)
+    assert len(tiles) == len(open_archive(archive).catalog())
+    assert content(url) == tiles
+
+
+def test_archive_does_not_depend_on_the_number_of_workers(planet: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, ray; ray.init(address='local', num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)\n"
+        "from jobs.coregister import *\n"
+        "print(coregister(sys.argv[2], sys.argv[3], Grid(shard_sites=2), CoregisterConfig(), None)['digest'])"
+    )
+    digests = []
+    for workers in ("1", "4"):
+        command = [sys.executable, "-c", script, workers, str(planet / "scenes"), str(tmp_path / workers)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        digests.append(done.stdout.split()[-1])
+    assert digests[0] == digests[1] == open_archive(str(tmp_path / "4")).digest()
+
+
+def test_references_are_those_of_all_pairs_compared() -> None:
+    """The index of footprints against the rule written out: 150 scenes of two sensors, on a grid of places and beside it."""
+    rng, day = np.random.default_rng(0), datetime(2020, 1, 1, tzinfo=UTC)
+    scenes = []
+    for number in range(150):
+        sensor = load_sensor("sentinel1_grd" if number % 3 == 0 else "sentinel2_l2a")
+        x, y = (rng.integers(0, 4, 2) + (rng.random(2) if number % 2 else 0)).tolist()
+        time = day + timedelta(days=int(rng.integers(0, 60)))
+        scenes.append(Scene(f"s{number}", sensor, time, (), None, box(x, y, x + 1, y + 1, "EPSG:4326")))
+    held = sorted((s for s in scenes if s.sensor.name == "sentinel2_l2a"), key=lambda s: (s.time, s.id))
+
+    def share(other: Scene, scene: Scene) -> float:
+        return (other.footprint & scene.footprint).area / scene.footprint.area
+
+    for scene_id, found in references(scenes, "sentinel2_l2a").items():
+        scene = scenes[int(scene_id[1:])]
+        over = [other for other in held if share(other, scene) > 0]
+        if scene in held:
+            wanted = next((other for other in over if held.index(other) < held.index(scene)), None)
+        else:
+            wanted = max(over, key=lambda o: (round(share(o, scene), 1), -abs(o.time - scene.time)), default=None)
+        assert found is wanted
 
 
 def test_labels_are_the_majority_of_the_truth_at_that_time(archive: str, planet: Path) -> None:

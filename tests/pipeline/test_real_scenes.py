@@ -68,7 +68,7 @@ def test_three_layouts_in_one_archive(shared_data: Path, tmp_path: Path, cluster
         ingest(layout, str(shared_data / folder), url, Grid())
     archive = open_archive(url)
     catalog = archive.catalog()
-    assert set(archive.labels) == {"changed", "changed_fraction", "flooded_fraction"}
+    assert set(archive.labels) == {"changed", "changed_fraction", "change", "flooded_fraction", "flooded"}
     assert catalog["sensor"].value_counts().to_dict() == {
         "ombria_optical": 3456, "ombria_sar": 3456, "sentinel2_l1c": 1262, "sentinel2_l2a": 168,
     }  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from pipeline.registration import MIN_CONFIDENCE, match
+from tests.bench.simulated_pairs import Pair, half_hidden, spoiled
 
 VALID = np.ones((320, 320), bool)
 MIDDLE = np.array([[160.0, 160.0]])
@@ -119,3 +120,30 @@ def test_shift_beyond_the_limit_is_not_applied() -> None:
     image = texture(0)
     found = match(inner(image), inner(ndimage.shift(image, (0, 9))), VALID, VALID, 5)
     assert found.field is None
+
+
+@pytest.mark.parametrize("size", [160, 320])
+def test_cloud_haze_and_noise_that_no_mask_tells_of_are_not_moved(size: int) -> None:
+    rng, valid = np.random.default_rng(0), np.ones((size, size), bool)
+    for seed in range(3):
+        image = texture(seed, size)[None]
+        pair = Pair("test", image, image, valid, valid, np.zeros(2), 10)
+        for kind, spoilt in spoiled(pair, rng):
+            found = match(spoilt.reference, spoilt.moving, valid, valid, 10)
+            assert found.field is None, kind
+            assert found.confidence < MIN_CONFIDENCE
+            assert found.reason
+
+
+def test_ground_between_clouds_that_no_mask_tells_of_is_found_or_left() -> None:
+    rng, image = np.random.default_rng(0), texture(0)
+    moved = inner(np.fft.ifft2(ndimage.fourier_shift(np.fft.fft2(image), (1.5, -2.25))).real.astype(np.float32))
+    pair = Pair("test", inner(image), moved, VALID, VALID, np.array([1.5, -2.25]), 10)
+    half = half_hidden(pair, 0.5, rng)
+    found = match(half.reference, half.moving, VALID, VALID, 10)
+    assert found.field is not None
+    assert found.field.at(MIDDLE)[0] == pytest.approx((1.5, -2.25), abs=0.1)
+    for _ in range(5):
+        most = half_hidden(pair, 0.95, rng)
+        found = match(most.reference, most.moving, VALID, VALID, 10)
+        assert found.field is None or found.field.at(MIDDLE)[0] == pytest.approx((1.5, -2.25), abs=0.5)
