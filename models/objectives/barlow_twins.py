@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.encoder import EncoderConfig
 from models.objectives.joint import JointConfig, JointEmbedding
 
 EPS = 1e-12
@@ -39,8 +40,8 @@ class BarlowTwinsConfig(JointConfig):
 class BarlowTwins(JointEmbedding):
     """With views "sensors" the two sensors of a place are the twins."""
 
-    def __init__(self, config: BarlowTwinsConfig, generator: torch.Generator | None = None) -> None:
-        super().__init__(config, (config.dim,) * 3, generator)
+    def __init__(self, encoder: EncoderConfig, config: BarlowTwinsConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__(encoder, config, (config.dim,) * 3, generator)
 
     def loss(self, z0_ND: Tensor, z1_ND: Tensor) -> Tensor:
         return barlow_twins_loss(z0_ND, z1_ND, self.config.redundancy_weight)

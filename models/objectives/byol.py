@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch import Batch
-from models.encoder import Encoder
+from models.encoder import Encoder, EncoderConfig
 from models.heads import MlpHead
 from models.initialise import initialise
 from models.moving import MovingAverage, cosine_momentum
@@ -37,11 +37,11 @@ class Byol(nn.Module):
     With views "sensors" optical and radar predict each other, as RS-BYOL does (Jain et al. 2022, arXiv 2205.02049).
     """
 
-    def __init__(self, config: ByolConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(self, encoder: EncoderConfig, config: ByolConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder, generator)
-        self.projector = MlpHead([config.encoder.pooled_width, config.hidden, config.dim])
+        self.encoder = Encoder(encoder, generator)
+        self.projector = MlpHead([encoder.pooled_width, config.hidden, config.dim])
         self.predictor = MlpHead([config.dim, config.hidden, config.dim])
         for head in (self.projector, self.predictor):
             initialise(head, generator)

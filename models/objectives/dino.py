@@ -43,7 +43,6 @@ class DinoConfig:
     The prototypes keep still for the first frozen_steps (one epoch in the paper).
     """
 
-    encoder: EncoderConfig
     hidden: int = 2048
     bottleneck: int = 256
     num_prototypes: int = 65_536
@@ -78,11 +77,11 @@ class Dino(nn.Module):
     center_K: Tensor
     num_done: Tensor
 
-    def __init__(self, config: DinoConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(self, encoder: EncoderConfig, config: DinoConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder, generator)
-        self.head = DinoHead(config.encoder.pooled_width, config.hidden, config.bottleneck, config.num_prototypes)
+        self.encoder = Encoder(encoder, generator)
+        self.head = DinoHead(encoder.pooled_width, config.hidden, config.bottleneck, config.num_prototypes)
         initialise(self.head, generator)
         self.teacher = MovingAverage(self._online())
         self.register_buffer("center_K", torch.zeros(config.num_prototypes))
@@ -120,7 +119,7 @@ class Dino(nn.Module):
     def _views(self, batch: Batch) -> list[View]:
         if len(batch.crops) < 2:
             raise InputError(f"a batch has {len(batch.crops)} crops, dino expects two global ones and more; set stream.crops")
-        names = [spec.name for spec in self.config.encoder.sensors if spec.name in batch.tiles]
+        names = [spec.name for spec in self.encoder.config.sensors if spec.name in batch.tiles]
         name = names[batch.index % len(names)]
         return [(name, at_date(crop.tiles[name], 0)) for crop in batch.crops]
 

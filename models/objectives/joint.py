@@ -17,9 +17,8 @@ from models.objectives.two_views import Kind, View, two_views
 
 @dataclass(frozen=True)
 class JointConfig:
-    """The encoder, what its views are, and the weight of the experts' balance beside the objective."""
+    """What the views are, and the weight of the experts' balance beside the objective."""
 
-    encoder: EncoderConfig
     views: Kind = "crops"
     balance_weight: float = 0.01
 
@@ -30,11 +29,13 @@ class JointEmbedding(nn.Module):
     `encoder` is what is kept after training.
     """
 
-    def __init__(self, config: Any, widths: Sequence[int], generator: torch.Generator | None, **head: bool) -> None:
+    def __init__(
+        self, encoder: EncoderConfig, config: Any, widths: Sequence[int], generator: torch.Generator | None, **head: bool
+    ) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder, generator)
-        self.head = MlpHead([config.encoder.pooled_width, *widths], **head)
+        self.encoder = Encoder(encoder, generator)
+        self.head = MlpHead([encoder.pooled_width, *widths], **head)
         initialise(self.head, generator)
 
     def loss(self, z0_ND: Tensor, z1_ND: Tensor) -> Tensor:

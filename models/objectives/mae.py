@@ -51,15 +51,12 @@ def masked_mse(prediction: Tensor, target: Tensor, is_masked: Tensor, normalise_
 class MaeConfig:
     """mask_ratio of the valid tokens is hidden; the decoder has its own width and depth."""
 
-    encoder: EncoderConfig
     decoder: VitConfig
     mask_ratio: float = 0.75
     normalise_patches: bool = True
     balance_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        if not isinstance(self.encoder.backbone, VitConfig) or self.encoder.hidden != "absent":
-            raise InputError("mae needs a vit whose hidden tokens are absent; set encoder.hidden to 'absent'")
         if self.decoder.has_class_token or self.decoder.num_registers:
             raise InputError("mae's decoder takes the encoder's class token and registers; it can have none of its own")
         if not 0 < self.mask_ratio < 1:
@@ -72,16 +69,18 @@ class Mae(nn.Module):
     One sensor a batch, taking turns, so that every rank runs the same modules. `encoder` is what is kept.
     """
 
-    def __init__(self, config: MaeConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(self, encoder: EncoderConfig, config: MaeConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        if not isinstance(encoder.backbone, VitConfig) or encoder.hidden != "absent":
+            raise InputError("mae needs a vit whose hidden tokens are absent; set encoder.hidden to 'absent'")
         self.config = config
-        self.encoder = Encoder(config.encoder, generator)
+        self.encoder = Encoder(encoder, generator)
         width = config.decoder.embed_dim
-        self.enter = nn.Linear(config.encoder.backbone.embed_dim, width)
+        self.enter = nn.Linear(encoder.backbone.embed_dim, width)
         self.mask_token = MaskToken(width)
         self.decoder = Vit(config.decoder)
-        token_m = config.encoder.token_size_m
-        sizes = {spec.name: spec.patch_px(token_m) ** 2 * spec.num_bands for spec in config.encoder.sensors}
+        token_m = encoder.token_size_m
+        sizes = {spec.name: spec.patch_px(token_m) ** 2 * spec.num_bands for spec in encoder.sensors}
         self.leave = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         for part in (self.enter, self.mask_token, self.decoder, self.leave):
             initialise(part, generator)
@@ -105,17 +104,17 @@ class Mae(nn.Module):
         if self.config.normalise_patches:
             mean, variance = made.target.mean(-1, keepdim=True), made.target.var(-1, keepdim=True)
             predicted = predicted * (variance + PATCH_EPS).sqrt() + mean
-        patch, spec = made.spec.patch_px(self.config.encoder.token_size_m), made.spec
+        patch, spec = made.spec.patch_px(self.encoder.config.token_size_m), made.spec
         target, prediction = (spec.denormalise(unpatchify(x, patch, made.grid), made.level) for x in (made.target, predicted))
         is_hidden = upsample(made.is_hidden.unflatten(1, made.grid), patch)
         return {spec.name: Panel(True, target, prediction, is_hidden, batch.tiles[spec.name].is_observed.flatten(0, 1))}
 
     def _predict(self, batch: Batch, generator: torch.Generator) -> "_Prediction":
         config = self.config
-        sensors = [spec for spec in config.encoder.sensors if spec.name in batch.tiles]
+        sensors = [spec for spec in self.encoder.config.sensors if spec.name in batch.tiles]
         spec = sensors[batch.index % len(sensors)]
-        tiles, patch = batch.tiles[spec.name], spec.patch_px(config.encoder.token_size_m)
-        spec.check(tiles, config.encoder.token_size_m)
+        tiles, patch = batch.tiles[spec.name], spec.patch_px(self.encoder.config.token_size_m)
+        spec.check(tiles, self.encoder.config.token_size_m)
         is_valid = tiles.is_observed.flatten(0, 1)
         is_seen = ~is_mostly_invalid(is_valid, patch)
         grid = (is_seen.shape[1], is_seen.shape[2])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.batch import Batch
 from models.distributed import gather, world_size
-from models.encoder import Encoder
+from models.encoder import Encoder, EncoderConfig
 from models.heads import MlpHead
 from models.initialise import initialise
 from models.moving import MovingAverage, cosine_momentum
@@ -64,11 +64,11 @@ class Moco(nn.Module):
     queue_KD: Tensor
     place: Tensor
 
-    def __init__(self, config: MocoConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(self, encoder: EncoderConfig, config: MocoConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder, generator)
-        self.head = MlpHead([config.encoder.pooled_width, config.hidden, config.dim], has_norm=False)
+        self.encoder = Encoder(encoder, generator)
+        self.head = MlpHead([encoder.pooled_width, config.hidden, config.dim], has_norm=False)
         initialise(self.head, generator)
         self.keys = MovingAverage(self._online())
         self.register_buffer("queue_KD", F.normalize(torch.randn(config.queue_size, config.dim, generator=generator), dim=-1))
@@ -117,11 +117,11 @@ class MocoV3(nn.Module):
     The published ViT keeps its random patch embedding; here the stems are trained.
     """
 
-    def __init__(self, config: MocoV3Config, generator: torch.Generator | None = None) -> None:
+    def __init__(self, encoder: EncoderConfig, config: MocoV3Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder, generator)
-        self.head = MlpHead([config.encoder.pooled_width, config.hidden, config.hidden, config.dim], last_norm=True)
+        self.encoder = Encoder(encoder, generator)
+        self.head = MlpHead([encoder.pooled_width, config.hidden, config.hidden, config.dim], last_norm=True)
         self.predictor = MlpHead([config.dim, config.hidden, config.dim], last_norm=True)
         for head in (self.head, self.predictor):
             initialise(head, generator)

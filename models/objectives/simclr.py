@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.encoder import EncoderConfig
 from models.objectives.joint import JointConfig, JointEmbedding
 
 
@@ -34,8 +35,8 @@ class SimclrConfig(JointConfig):
 class Simclr(JointEmbedding):
     """With views "dates" it is temporal SimCLR: two dates of a place in place of two crops of an image."""
 
-    def __init__(self, config: SimclrConfig, generator: torch.Generator | None = None) -> None:
-        super().__init__(config, (config.hidden, config.hidden, config.dim), generator, last_norm=True)
+    def __init__(self, encoder: EncoderConfig, config: SimclrConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__(encoder, config, (config.hidden, config.hidden, config.dim), generator, last_norm=True)
 
     def loss(self, z0_ND: Tensor, z1_ND: Tensor) -> Tensor:
         return nt_xent(z0_ND, z1_ND, self.config.temperature)

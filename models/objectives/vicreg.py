@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.encoder import EncoderConfig
 from models.objectives.joint import JointConfig, JointEmbedding
 
 EPS = 1e-4
@@ -42,8 +43,8 @@ class VicregConfig(JointConfig):
 class Vicreg(JointEmbedding):
     """With views "sensors" the two sensors of a place are the branches."""
 
-    def __init__(self, config: VicregConfig, generator: torch.Generator | None = None) -> None:
-        super().__init__(config, (config.dim,) * 3, generator)
+    def __init__(self, encoder: EncoderConfig, config: VicregConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__(encoder, config, (config.dim,) * 3, generator)
 
     def loss(self, z0_ND: Tensor, z1_ND: Tensor) -> Tensor:
         weights = self.config.invariance_weight, self.config.variance_weight, self.config.covariance_weight

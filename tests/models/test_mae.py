@@ -19,7 +19,7 @@ DECODER = VitConfig(embed_dim=16, depth=2, num_heads=2, has_class_token=False)
 
 def build(generator: torch.Generator, *sensors: SensorSpec) -> Mae:
     backbone = VitConfig(embed_dim=16, depth=2, num_heads=2)
-    model = Mae(MaeConfig(EncoderConfig(backbone, 20.0, sensors, hidden="absent"), DECODER), generator)
+    model = Mae(EncoderConfig(backbone, 20.0, sensors, hidden="absent"), MaeConfig(DECODER), generator)
     for parameter in model.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
@@ -39,8 +39,8 @@ def test_published_sizes(size: str, published: int) -> None:
     rgb = SensorSpec("rgb", "passive", "digital_number", "1", 1.0, ("r", "g", "b"), (1.0, 2.0, 3.0), (0.0,) * 3, (1.0,) * 3)
     decoder = VitConfig(embed_dim=512, depth=8, num_heads=16, has_class_token=False)
     with torch.device("meta"):
-        model = Mae(MaeConfig(EncoderConfig(vit_size(size), float(patch), (rgb,), hidden="absent"), decoder))
-    width, tokens = model.config.encoder.backbone.embed_dim, (224 // patch) ** 2 + 1
+        model = Mae(EncoderConfig(vit_size(size), float(patch), (rgb,), hidden="absent"), MaeConfig(decoder))
+    width, tokens = model.encoder.config.backbone.embed_dim, (224 // patch) ** 2 + 1
     assert sum(p.numel() for p in model.parameters()) + tokens * (width + 512) - 2 * width == published
 
 
@@ -116,12 +116,12 @@ def test_pictures_are_in_physical_units(generator: torch.Generator, make_batch: 
 
 def test_what_cannot_be_an_mae_is_refused(make_config: Callable[..., EncoderConfig], specs: Specs) -> None:
     with pytest.raises(InputError, match="needs a vit whose hidden tokens are absent"):
-        MaeConfig(make_config(), DECODER)
+        Mae(make_config(), MaeConfig(DECODER))
     with pytest.raises(InputError, match="'absent' needs a vit"):
         replace(make_config(), hidden="absent")
     encoder = EncoderConfig(VitConfig(embed_dim=16, depth=2, num_heads=2), 20.0, (specs["optical"],), hidden="absent")
     with pytest.raises(InputError, match="it can have none of its own"):
-        MaeConfig(encoder, replace(DECODER, has_class_token=True))
+        MaeConfig(replace(DECODER, has_class_token=True))
     again = EncoderConfig.from_dict(encoder.to_dict())
     assert again == encoder
     with pytest.raises(InputError, match=r"encoder\.backbone\.kind is 'vat', expected one of 'swin', 'vit'"):

@@ -36,14 +36,14 @@ def objectives() -> dict[str, nn.Module]:
     """Return one of each, with every parameter large enough to show."""
     encoder = encoder_config()
     made: dict[str, nn.Module] = {
-        "simclr": Simclr(SimclrConfig(encoder, hidden=12, dim=6), seeded(1)),
-        "barlow_twins": BarlowTwins(BarlowTwinsConfig(encoder, dim=6), seeded(1)),
-        "vicreg": Vicreg(VicregConfig(encoder, dim=6), seeded(1)),
-        "sensors": Vicreg(VicregConfig(encoder, views="sensors", dim=6), seeded(1)),
-        "byol": Byol(ByolConfig(encoder, hidden=12, dim=6, momentum=0.9), seeded(1)),
-        "moco": Moco(MocoConfig(encoder, queue_size=20, hidden=12, dim=6, momentum=0.9), seeded(1)),
-        "moco_v3": MocoV3(MocoV3Config(encoder, hidden=12, dim=6, momentum=0.9), seeded(1)),
-        "dino": Dino(DinoConfig(encoder, 12, 6, 10, momentum=0.9), seeded(1)),
+        "simclr": Simclr(encoder, SimclrConfig(hidden=12, dim=6), seeded(1)),
+        "barlow_twins": BarlowTwins(encoder, BarlowTwinsConfig(dim=6), seeded(1)),
+        "vicreg": Vicreg(encoder, VicregConfig(dim=6), seeded(1)),
+        "sensors": Vicreg(encoder, VicregConfig(views="sensors", dim=6), seeded(1)),
+        "byol": Byol(encoder, ByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "moco": Moco(encoder, MocoConfig(queue_size=20, hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "moco_v3": MocoV3(encoder, MocoV3Config(hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "dino": Dino(encoder, DinoConfig(12, 6, 10, momentum=0.9), seeded(1)),
     }
     for objective in made.values():
         draw = seeded(2)
