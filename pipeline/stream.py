@@ -29,7 +29,6 @@ from pipeline.samples import SampleSource
 from pipeline.views import SensorSet
 from pipeline.windows import Columns, OpenShards, resolve
 
-BLOCK_ROWS = 64
 # A dataset left waiting with finished blocks polls without sleeping (Ray 2.60) and takes the interpreter from training:
 # three of them made it four times slower. So a dataset is small enough to be drained into memory at once.
 SAMPLES_PER_DATASET, BYTES_PER_DATASET = 16_384, 2**28
@@ -269,8 +268,8 @@ def _resolved(source: SampleSource, sensor_set: SensorSet, window: Window, shard
 def _decoded(source: SampleSource, sensor_set: SensorSet, window: Window, shards: dict[int, str]) -> Iterator[Columns]:
     columns = resolve(source, sensor_set, window, shards)
     with closing(OpenShards(source.archive, sensor_set, shards)) as opened:
-        for first in range(0, len(window.number), BLOCK_ROWS):
-            yield opened.decode({name: column[first : first + BLOCK_ROWS] for name, column in columns.items()})
+        for first in range(0, len(window.number), SAMPLES_PER_TASK):
+            yield opened.decode({name: column[first : first + SAMPLES_PER_TASK] for name, column in columns.items()})
 
 
 def _chunks(columns: Columns) -> list[_Chunk]:
