@@ -29,10 +29,9 @@ from pipeline.samples import SampleSource
 from pipeline.views import SensorSet
 from pipeline.windows import Columns, OpenShards, resolve
 
-BLOCK_ROWS = 64
 # A dataset left waiting with finished blocks polls without sleeping (Ray 2.60) and takes the interpreter from training:
 # three of them made it four times slower. So a dataset is small enough to be drained into memory at once.
-SAMPLES_PER_DATASET = {"cpu_nodes": 512, "trainer": 16_384}
+SAMPLES_PER_DATASET, BYTES_PER_DATASET = 16_384, 2**28
 SAMPLES_IN_FIRST = 512
 SAMPLES_PER_TASK = 256
 """Windows of very small shards share a read task, those of large shards are several where they can be."""
@@ -197,8 +196,7 @@ class _SetReader:
 
     def _read(self, start: int, stop: int) -> Iterator[_Chunk]:
         ahead = None
-        groups = _groups(self._windows(start, stop), SAMPLES_IN_FIRST, SAMPLES_PER_DATASET[self._config.decode])
-        for group in groups:
+        for group in _groups(self._windows(start, stop), SAMPLES_IN_FIRST, self._samples_per_dataset()):
             current, ahead = ahead, self._pool.submit(self._drain, group)
             if current:
                 yield from current.result()
@@ -216,6 +214,15 @@ class _SetReader:
         for window in self._plan.windows(lane, start):
             pieces = window.pieces(SAMPLES_PER_TASK) if is_cut else [window]
             yield from (piece for piece in pieces if piece.stop > start)
+
+    def _samples_per_dataset(self) -> int:
+        if self._config.decode == "trainer":
+            return SAMPLES_PER_DATASET
+        archive, bytes_per_date = self._source.archive, 0
+        for sensor in (archive.sensors[name] for name in self._plan.sensor_set):
+            y, x = sensor.tile_shape(archive.grid.site_size_m)
+            bytes_per_date += y * x * (len(sensor.bands) * np.dtype(sensor.dtype).itemsize + 1)
+        return max(1, BYTES_PER_DATASET // (bytes_per_date * self._source.view.num_dates))
 
     def _drain(self, windows: list[Window]) -> list[_Chunk]:
         tasks = list(_groups(windows, SAMPLES_PER_TASK, SAMPLES_PER_TASK))
@@ -261,8 +268,8 @@ def _resolved(source: SampleSource, sensor_set: SensorSet, window: Window, shard
 def _decoded(source: SampleSource, sensor_set: SensorSet, window: Window, shards: dict[int, str]) -> Iterator[Columns]:
     columns = resolve(source, sensor_set, window, shards)
     with closing(OpenShards(source.archive, sensor_set, shards)) as opened:
-        for first in range(0, len(window.number), BLOCK_ROWS):
-            yield opened.decode({name: column[first : first + BLOCK_ROWS] for name, column in columns.items()})
+        for first in range(0, len(window.number), SAMPLES_PER_TASK):
+            yield opened.decode({name: column[first : first + SAMPLES_PER_TASK] for name, column in columns.items()})
 
 
 def _chunks(columns: Columns) -> list[_Chunk]:

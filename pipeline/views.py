@@ -46,9 +46,10 @@ class Single:
     """Every tile by itself; of several sensors, as `CrossSensor`."""
 
     takes: ClassVar[Takes] = "one"
+    num_dates: ClassVar[int] = 1
 
     def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
-        return _nearest_to(tiles, sensor_set, 1, _each)
+        return _nearest_to(tiles, sensor_set, self.num_dates, _each)
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ class CrossSensor:
     """
 
     takes: ClassVar[Takes] = "two"
+    num_dates: ClassVar[int] = 1
 
     def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
-        return _nearest_to(tiles, sensor_set, 1, _each)
+        return _nearest_to(tiles, sensor_set, self.num_dates, _each)
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,14 @@ class TemporalPair:
 
     min_gap_days: float = 1.0
     takes: ClassVar[Takes] = "one"
+    num_dates: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.min_gap_days < 0:
             raise InputError(f"min_gap_days of a pair is {self.min_gap_days:g}, expected 0 or more")
 
     def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
-        return _nearest_to(tiles, sensor_set, 2, self._pairs)
+        return _nearest_to(tiles, sensor_set, self.num_dates, self._pairs)
 
     def _pairs(self, anchors: Dates) -> np.ndarray:
         gap = max(1, round(self.min_gap_days * SECONDS_PER_DAY))
@@ -100,13 +103,14 @@ class SeasonPair:
 
     min_gap_days: float = 60.0
     takes: ClassVar[Takes] = "one"
+    num_dates: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not 0 < self.min_gap_days < DAYS_PER_YEAR / 2:
             raise InputError(f"min_gap_days of seasons is {self.min_gap_days:g}, expected more than 0 and less than half a year")
 
     def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
-        return _nearest_to(tiles, sensor_set, 2, self._pairs)
+        return _nearest_to(tiles, sensor_set, self.num_dates, self._pairs)
 
     def _pairs(self, anchors: Dates) -> np.ndarray:
         year, gap = round(DAYS_PER_YEAR * SECONDS_PER_DAY), round(self.min_gap_days * SECONDS_PER_DAY)

@@ -62,13 +62,10 @@ def _count(archive: Archive, shard: str, sensor: str) -> int:
 
 
 class OurReader(IterableDataset):
-    """The plan's micro-batches, made by the code that the stream uses, lane by lane in worker processes.
+    """The plan's micro-batches, made by the code that the stream uses, lane by lane in worker processes."""
 
-    Unless `is_physical`, stored integers go from process to process, half the bytes, and the trainer converts them.
-    """
-
-    def __init__(self, source: SampleSource, plan: SetPlan, *, is_physical: bool):
-        self._source, self._plan, self._is_physical = source, plan, is_physical
+    def __init__(self, source: SampleSource, plan: SetPlan):
+        self._source, self._plan = source, plan
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
@@ -80,11 +77,6 @@ class OurReader(IterableDataset):
             with closing(OpenShards(self._source.archive, self._plan.sensor_set, where)) as opened:
                 for first in range(0, len(window.number), size):
                     part = opened.decode({name: column[first : first + size] for name, column in columns.items()})
-                    if not self._is_physical:
-                        yield {
-                            n: tuple(torch.from_numpy(part[f"{n}/{kind}"][:, 0]) for kind in ("pixels", "valid")) for n in SENSORS
-                        }
-                        continue
                     micro = collate(self._source, self._plan, Step(0, 0, 0), lane, [part], StreamConfig(augment=AS_IS))
                     yield {
                         n: (torch.from_numpy(a.pixels[:, 0]), torch.from_numpy(a.is_valid[:, 0])) for n, a in micro.sensors.items()
