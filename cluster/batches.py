@@ -6,25 +6,27 @@ import torch
 from models.batch import Batch, Tiles
 from models.sensor import SensorSpec
 from pipeline.archive import Archive
+from pipeline.augment import SensorArrays
 from pipeline.errors import InputError
 from pipeline.sensors import Sensor
-from pipeline.stream import MicroBatch, SensorArrays
+from pipeline.stream import MicroBatch
 
 
 def to_batch(micro: MicroBatch, index: int | None = None) -> Batch:
     """Return a micro-batch as the models take it; `index` replaces the count of earlier steps of its sensor set."""
-    return Batch(
-        tiles={name: to_tiles(arrays) for name, arrays in micro.sensors.items()},
-        lonlat=torch.from_numpy(np.array(micro.lonlat_deg, np.float64)),
-        index=micro.step.index if index is None else index,
-    )
+    lonlat, index = torch.from_numpy(np.array(micro.lonlat_deg, np.float64)), micro.step.index if index is None else index
+
+    def batch(sensors: dict[str, SensorArrays], crops: tuple[Batch, ...] = ()) -> Batch:
+        return Batch({name: to_tiles(arrays) for name, arrays in sensors.items()}, lonlat, index, crops)
+
+    return batch(micro.sensors, tuple(map(batch, micro.crops)))
 
 
 def to_tiles(arrays: SensorArrays) -> Tiles:
     return Tiles(
         pixels=torch.from_numpy(np.ascontiguousarray(arrays.pixels)),
         is_valid=torch.from_numpy(np.ascontiguousarray(arrays.is_valid)),
-        is_present=torch.ones(arrays.pixels.shape[:2], dtype=torch.bool),
+        is_present=torch.from_numpy(np.array(arrays.is_present, bool)),
         time_days=torch.from_numpy(np.array(arrays.time_days, np.float64)),
         bands=arrays.sensor.band_names,
         unit=arrays.sensor.unit,

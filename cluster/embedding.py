@@ -11,8 +11,8 @@ from models.batch import Batch
 from models.encoder import Encoder, EncoderConfig
 from pipeline import storage
 from pipeline.archive import Archive
+from pipeline.augment import SensorArrays
 from pipeline.sensors import Sensor
-from pipeline.stream import SensorArrays
 
 BATCH_SIZE = 64
 
@@ -65,7 +65,8 @@ def _embed(encoder: Encoder, sensor: Sensor, physical: np.ndarray, is_valid: np.
     found = []
     for first in range(0, len(physical), BATCH_SIZE):
         part = slice(first, first + BATCH_SIZE)
-        arrays = SensorArrays(sensor, physical[part, None], is_valid[part, None], np.full((len(physical[part]), 1), np.nan))
+        dates = (len(physical[part]), 1)
+        arrays = SensorArrays(sensor, physical[part, None], is_valid[part, None], np.ones(dates, bool), np.full(dates, np.nan))
         batch = Batch({sensor.name: to_tiles(arrays)}, torch.full((len(physical[part]), 2), torch.nan, dtype=torch.float64))
         found.append(encoder.encode(batch)[sensor.name].pooled[:, 0].numpy())
     return np.concatenate(found)

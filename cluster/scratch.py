@@ -11,8 +11,7 @@ from cluster.batches import to_tiles
 from models.batch import Tiles
 from models.encoder import Encoder, EncoderConfig
 from pipeline.archive import Archive
-from pipeline.stream import SensorArrays
-from pipeline.views import dihedral
+from pipeline.augment import SensorArrays, dihedral
 
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
@@ -116,8 +115,8 @@ class _Cache:
             found = [self._tiles[name, str(shard), int(row)] for shard, row in dates]
             pixels.append(np.stack([dihedral(stored, symmetry) for stored, _ in found]))
             is_valid.append(np.stack([dihedral(valid, symmetry) for _, valid in found]))
-        unknown = np.full(where.shape[:2], np.nan)
-        return to_tiles(SensorArrays(sensor, sensor.to_physical(np.stack(pixels)), np.stack(is_valid), unknown))
+        physical, dates = sensor.to_physical(np.stack(pixels)), where.shape[:2]
+        return to_tiles(SensorArrays(sensor, physical, np.stack(is_valid), np.ones(dates, bool), np.full(dates, np.nan)))
 
 
 def _loss(kind: str, predicted: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,14 @@ from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
 from cluster.preview import save_reconstructions
 from cluster.run import Run
+from cluster.snapshot import counts_of_run, plan_of
 from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.archive import open_archive
 from pipeline.errors import InputError
-from pipeline.plan import Plan, SetPlan
-from pipeline.stream import READ_CPUS, Stream, tile_times
-from pipeline.views import samples, sensor_sets
+from pipeline.samples import SampleSource
+from pipeline.stream import READ_CPUS, Stream, StreamConfig
+from pipeline.views import CrossSensor, View
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class TrainConfig:
     """Shards that a lane shuffles together."""
     sensor_sets: tuple[tuple[str, ...], ...] = ()
     """Sensors that a sample holds, one entry a set; empty: derived from the archive."""
+    view: View = field(default_factory=CrossSensor)
+    """Which tiles make a sample."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
     checkpoint_every: int = 100
     seed: int = 0
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -75,33 +79,22 @@ class Job:
     """What the exported model's config.json says besides its shape."""
 
 
-def make_plan(archive_url: str, config: TrainConfig) -> Plan:
-    """Return the run's plan from the train split of the catalog."""
-    archive = open_archive(archive_url)
-    catalog = archive.catalog()
-    train = catalog[catalog["split"] == "train"]
-    if train.empty:
-        raise InputError(f"archive '{archive_url}' has no tile in its train split; add ground until it has")
-    unknown = {name for s in config.sensor_sets for name in s} - set(train["sensor"])
-    if unknown:
-        raise InputError(f"sensor_sets name {sorted(unknown)}, the archive's train split has {sorted(set(train['sensor']))}")
-    sets = list(config.sensor_sets) or sensor_sets(train, archive.sensors)
-    tables = [samples(train, sensor_set) for sensor_set in sets]
-    plans = [SetPlan(s, t, config.lanes, config.batch_size, config.window_shards, config.seed) for s, t in zip(sets, tables)]
-    return Plan(plans, [float(len(table)) for table in tables])
-
-
 def train(job: Job) -> dict[str, Any]:
     """Run `job` on the cluster to its end; return the facts for the summary."""
     connect()
     require_resources(job.config.workers, job.config.cpus_per_worker, READ_CPUS, job.config.gpus_per_worker)
-    make_plan(job.archive_url, job.config)  # so that wrong input ends here, in one line, and not in the workers
-    sensor_specs(open_archive(job.archive_url))
+    # So that wrong input ends here, in one line, and not in the workers.
+    archive, config = open_archive(job.archive_url), job.config
+    counts = counts_of_run(Run(job.run_url, job.name), SampleSource(archive, config.view), config.sensor_sets)
+    plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
+    if config.stream.crops:
+        config.stream.crops.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
+    sensor_specs(archive)
     filesystem, path = arrow_filesystem(job.run_url)
     started = time.time()
     trainer = TorchTrainer(
         _train_on_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "plan": plan},
         torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.config.workers,
@@ -124,11 +117,12 @@ def train(job: Job) -> dict[str, Any]:
 
 
 def _train_on_worker(settings: dict[str, Any]) -> None:
-    job: Job = settings["job"]
+    job, plan = settings["job"], settings["plan"]
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    archive, plan, run = open_archive(job.archive_url), make_plan(job.archive_url, config), Run(job.run_url, job.name)
+    archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
+    source = SampleSource(archive, config.view)
     objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))
     engine = Engine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes // world_size)
     start = 0
@@ -136,7 +130,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             start = engine.load(folder)
     recorder = _Recorder(run, config.num_steps, start, world_size) if rank == 0 else None
-    stream = Stream(archive, plan, tile_times(archive.catalog()), rank, world_size, start, config.num_steps)
+    stream = Stream(source, plan, rank, world_size, start, config.num_steps, config.stream)
     before = time.perf_counter()
     for step, micro_batches in zip(range(start, config.num_steps), stream):
         waited = time.perf_counter() - before
@@ -148,6 +142,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             rate = config.lanes * config.batch_size / elapsed
             recorder.record(step, sensor_set, terms, {"samples_per_second": rate, "data_wait_share": waited / elapsed})
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.num_steps:
+            if recorder:
+                recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
             _commit(engine, step + 1, terms, rank, run)
         before = time.perf_counter()
     weights = engine.gather_master_weights()
@@ -158,7 +154,7 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         trained.load_state_dict(weights)
         with storage.staged_folder(run.path("model")) as folder:
             trained.encoder.save(folder, job.extra)
-        save_reconstructions(trained, archive, plan, run)
+        save_reconstructions(trained, replace(source, splits=("val", "test")), plan, run)
     _commit(engine, config.num_steps, {} if start >= config.num_steps else terms, rank, run)
 
 

@@ -46,16 +46,19 @@ class Batch:
 
     lonlat  (B, 2) float64 degrees, NaN where unknown
     index   number of steps of this sensor set that came before; the same on every rank
+    crops   windows of the same sites, for objectives that want several; large ones first
     """
 
     tiles: dict[str, Tiles]
     lonlat: Tensor
     index: int = 0
+    crops: tuple["Batch", ...] = ()
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on `device`."""
         tiles = {name: part.to(device) for name, part in self.tiles.items()}
-        return replace(self, tiles=tiles, lonlat=self.lonlat.to(device, non_blocking=True))
+        crops = tuple(crop.to(device) for crop in self.crops)
+        return replace(self, tiles=tiles, lonlat=self.lonlat.to(device, non_blocking=True), crops=crops)
 
     def __len__(self) -> int:
         return int(self.lonlat.shape[0])

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -19,6 +19,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import zarr
 from shapely.geometry.base import BaseGeometry
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -38,6 +39,7 @@ ROWS = "catalog.parquet"
 STATISTICS = "statistics.parquet"
 MAPS = "labels"
 NUM_READERS = 16
+TILE_COLUMNS = ("shard", "site", "sensor", "time", "order", "row", "split", "lon_deg", "lat_deg")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,22 @@ class Archive:
         table = pd.concat(parts, ignore_index=True)
         return table.sort_values(["shard", "sensor", "row"], ignore_index=True)
 
+    def tiles(self, shards: Sequence[str]) -> pd.DataFrame:
+        """Return of each tile in `shards` the columns that say where and when it is; far less than the catalog holds."""
+        if len(shards) == 1:
+            return self._read_columns(shards[0])
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            return pd.concat(list(pool.map(self._read_columns, shards)), ignore_index=True)
+
+    def _read_columns(self, shard: str) -> pd.DataFrame:
+        try:
+            content = io.BytesIO(storage.read_bytes(self._part_url(shard)))
+            return pq.read_table(content, columns=list(TILE_COLUMNS), use_threads=False).to_pandas()
+        except FileNotFoundError:
+            raise InputError(f"shard '{shard}' is no longer in archive '{self.url}'; start a new run") from None
+        except (OSError, ValueError) as error:
+            raise self._damaged_part(shard, error) from None
+
     def _read_part(self, shard: str) -> gpd.GeoDataFrame | None:
         """Return the catalog part of a shard; None where a job that writes it again has just taken it away."""
         try:
@@ -99,7 +117,10 @@ class Archive:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise InputError(f"catalog part of shard '{shard}' is damaged ({error}); run 'terraloom repair {self.url}'") from None
+            raise self._damaged_part(shard, error) from None
+
+    def _damaged_part(self, shard: str, error: Exception) -> InputError:
+        return InputError(f"catalog part of shard '{shard}' is damaged ({error}); run 'terraloom repair {self.url}'")
 
     def _part_url(self, shard: str) -> str:
         return storage.join(self.url, "catalog", f"{shard}.parquet")

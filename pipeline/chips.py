@@ -89,11 +89,12 @@ class Chip:
 
     def require_ground(self, other: "Chip", what: str) -> None:
         """Refuse a chip that does not cover the ground of `other`, whatever the pixel size of the two."""
-        finer, (height, width) = self.transform, np.divide(self.is_valid.shape, other.is_valid.shape)
         if self.crs != other.crs:
             raise InputError(f"{what} is in {self.crs}, expected {other.crs} as what belongs to it")
-        if finer:
-            replace(other, transform=finer @ Affine.scale(width, height)).require_grid(other.is_valid.shape, other.transform, what)
+        if self.transform:
+            rows, columns = np.divide(self.is_valid.shape, other.is_valid.shape)
+            on_its_grid = replace(other, transform=self.transform @ Affine.scale(columns, rows))
+            on_its_grid.require_grid(other.is_valid.shape, other.transform, what)
 
 
 def cut_tiles(

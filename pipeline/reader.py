@@ -1,36 +1,80 @@
-"""Decode tiles straight from a shard's bytes: one read of the object, then only the tiles asked for.
+"""Decode tiles straight from a shard's bytes: the index at its end, then only the tiles asked for.
 
 Reads the one layout that `archive` writes (Zarr v3, one sharded chunk an array, one tile an inner chunk, blosc then
-crc32c) and gives no tile whose checksum is wrong; zarr-python is the oracle in the tests. About five times faster than
-reading through zarr-python on two cores.
+crc32c) and gives no tile whose checksum is wrong; zarr-python is the oracle in the tests. Decoding leaves the
+interpreter, so threads of an executor share it; `docs/benchmarks.md` has the speed.
 """
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
-from pipeline import storage
+from pipeline import objects, storage
 from pipeline.errors import InputError
+from pipeline.objects import StoredObject
 
-blosc.use_threads = False  # the callers are the parallelism
+blosc.use_threads = False  # the executor's threads are the parallelism
 CRC_BYTES = 4
+Targets = np.ndarray | list[np.ndarray]
+"""Room for tiles, one entry each, contiguous within an entry."""
+BLOCK_TILES = 32
+"""What one thread decodes at a time: enough work to outweigh the handing over, small enough to share a shard evenly."""
 
 
-def read_rows(array_url: str, rows: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class TileArray:
+    """One sharded array, open: `index` (tile, 2) holds start and size of each tile in `content`."""
+
+    url: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    content: StoredObject
+    index: np.ndarray
+
+    def decode(self, rows: np.ndarray, out: Targets, executor: Executor | None = None) -> None:
+        """Decode tiles `rows` to the entries of `out`, in that order; a damaged one is an InputError that names it."""
+        blocks = [slice(first, first + BLOCK_TILES) for first in range(0, len(rows), BLOCK_TILES)]
+        for _ in (executor.map if executor else map)(lambda block: self._decode(rows[block], out[block]), blocks):
+            pass
+
+    def _decode(self, rows: np.ndarray, out: Targets) -> None:
+        starts, sizes = self.index[rows].T
+        first, last = int(starts.min()), int((starts + sizes).max())
+        if last - first <= 2 * int(sizes.sum()):  # neighbours: one read
+            around = self.content.read(first, last)
+            parts = (around[start : start + size] for start, size in zip((starts - first).tolist(), sizes.tolist()))
+        else:
+            parts = (self.content.read(start, start + size) for start, size in zip(starts.tolist(), sizes.tolist()))
+        for part, row, target in zip(parts, rows.tolist(), out):
+            blosc.decompress(_checked(part, f"'{self.url}', tile {row}"), target)
+
+
+@contextmanager
+def opened(array_url: str) -> Iterator[TileArray]:
+    """Yield the sharded array at `array_url`, whose bytes are read as they are wanted."""
+    shape, dtype = _layout(array_url)
+    with objects.opened(storage.join(array_url, "c", *["0"] * len(shape))) as content:
+        footer = content.read(content.size - 16 * shape[0] - CRC_BYTES, content.size)
+        index = _checked(footer, f"'{array_url}', its index").view("<u8").reshape(shape[0], 2)
+        yield TileArray(array_url, shape, dtype, content, index.astype(np.int64))
+
+
+def read_rows(array_url: str, rows: np.ndarray, out: np.ndarray | None = None, executor: Executor | None = None) -> np.ndarray:
     """Return tiles `rows` (in that order) of the sharded array at `array_url`, in its stored dtype.
 
     A damaged or cut-off array is an InputError that names it; no pixel of it is returned.
     """
-    shape, dtype = _layout(array_url)
-    content = np.frombuffer(storage.read_bytes(storage.join(array_url, "c", *["0"] * len(shape))), np.uint8)
-    index = _checked(content[-16 * shape[0] - CRC_BYTES :], f"'{array_url}', its index").view("<u8").reshape(shape[0], 2)
-    out = np.empty((len(rows), *shape[1:]), dtype)
-    for target, row in enumerate(rows):
-        start, size = (int(n) for n in index[row])
-        blosc.decompress(_checked(content[start : start + size], f"'{array_url}', tile {row}"), out[target])
-    return out
+    with opened(array_url) as tiles:
+        if out is None:
+            out = np.empty((len(rows), *tiles.shape[1:]), tiles.dtype)
+        tiles.decode(rows, out, executor)
+        return out
 
 
 def _checked(part: np.ndarray, what: str) -> np.ndarray:

@@ -40,12 +40,13 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def _store_errors() -> tuple[type[Exception], ...]:
     import aiohttp  # here and not above: a local archive needs neither
     from botocore.exceptions import BotoCoreError, ClientError
+    from obstore.exceptions import BaseError
 
-    return OSError, BotoCoreError, ClientError, aiohttp.ClientError
+    return OSError, BotoCoreError, ClientError, aiohttp.ClientError, BaseError
 
 
 @contextmanager
-def _one_line(action: str, url: str) -> Iterator[None]:
+def one_line(action: str, url: str) -> Iterator[None]:
     """Turn what is left of a store's failure after all retries into an InputError; a missing file stays what it is."""
     try:
         yield
@@ -73,7 +74,7 @@ def join(url: str, *parts: str) -> str:
 
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    with _one_line("look for", url):
+    with one_line("look for", url):
         fs.invalidate_cache(path)
         return fs.exists(path)
 
@@ -82,7 +83,7 @@ def stamp(url: str) -> str | None:
     """Return size and ETag, else time of change, of the file at `url`: another after it was replaced; None where there is none."""
     fs, path = filesystem(url)
     try:
-        with _one_line("look for", url):
+        with one_line("look for", url):
             facts = fs.info(path)
     except FileNotFoundError:
         return None
@@ -95,7 +96,7 @@ def names(url: str) -> list[str]:
     fs, path = filesystem(url)
     fs.invalidate_cache()
     try:
-        with _one_line("list", url):
+        with one_line("list", url):
             return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
     except FileNotFoundError:
         return []
@@ -104,7 +105,7 @@ def names(url: str) -> list[str]:
 def remove(url: str) -> None:
     """Remove a file or folder if it is there."""
     fs, path = filesystem(url)
-    with _one_line("remove", url):
+    with one_line("remove", url):
         fs.invalidate_cache()
         if fs.exists(path):
             fs.rm(path, recursive=True)
@@ -112,7 +113,7 @@ def remove(url: str) -> None:
 
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
-    with _one_line("read", url):
+    with one_line("read", url):
         return fs.cat_file(path)
 
 
@@ -120,7 +121,7 @@ def write_bytes(url: str, content: bytes) -> None:
     """Replace the file at `url`: a reader sees the old content or the new, never a part."""
     fs, path = filesystem(url)
     if not isinstance(fs, LocalFileSystem):
-        with _one_line("write", url):
+        with one_line("write", url):
             fs.pipe_file(path, content)
         return
     temporary = _staging_path(path)
@@ -135,7 +136,7 @@ def create_bytes(url: str, content: bytes) -> bool:
         if exists(url):
             return False
         try:
-            with _one_line("write", url):
+            with one_line("write", url):
                 fs.pipe_file(path, content, mode="create")  # a conditional put
         except (FileExistsError, InputError):
             if exists(url):
@@ -204,7 +205,7 @@ def staged_folder(url: str) -> Iterator[Path]:
         if local:
             os.replace(staging, path)
         else:
-            with _one_line("write", url):
+            with one_line("write", url):
                 fs.put(str(staging) + "/", path, recursive=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -241,7 +242,7 @@ def local_copy(url: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "copy"
-        with _one_line("read", url):
+        with one_line("read", url):
             fs.get(path.rstrip("/") + "/", str(target), recursive=True)
         yield target
 
@@ -249,7 +250,7 @@ def local_copy(url: str) -> Iterator[Path]:
 def files(url: str) -> dict[str, int]:
     """Return {path below folder `url`: size in bytes} of all its files, in name order."""
     fs, path = filesystem(url)
-    with _one_line("list", url):
+    with one_line("list", url):
         fs.invalidate_cache()
         found = fs.find(path.rstrip("/"), detail=True)
     return {name[len(path.rstrip("/")) + 1 :]: int(found[name]["size"]) for name in sorted(found)}

@@ -1,112 +1,77 @@
-"""Ray Data streams the plan's samples from the shards to one rank.
+"""Ray Data streams the plan's samples to one rank, which makes micro-batches of them in physical units.
 
 One read task per lane window; a dataset takes the next few windows that the steps of a sensor set need, and is drained
-at once while the one before it is trained on. Blocks carry stored integers, one tensor column per sensor; physical units
-are made here, at the end of the way, for the samples of one micro-batch.
+at once while the one before it is trained on. What travels is decided by `decode`: 'cpu_nodes' decodes in the read
+tasks, blocks carry stored integers; 'trainer' only looks samples up there, and the rank's own threads read and decode.
+Both give the same micro-batches, bit by bit.
 """
 
-from collections import defaultdict
+import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice, pairwise, takewhile
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 
-from pipeline.archive import Archive
+from pipeline import storage
+from pipeline.ahead import run_ahead
+from pipeline.augment import AugmentConfig, SensorArrays, augment
+from pipeline.crops import MultiCrop, cut
 from pipeline.plan import Plan, SetPlan, Step, Window
-from pipeline.sensors import Sensor
-from pipeline.views import dihedral
+from pipeline.samples import SampleSource
+from pipeline.views import SensorSet
+from pipeline.windows import Columns, OpenShards, resolve
 
-BLOCK_ROWS = 64
 # A dataset left waiting with finished blocks polls without sleeping (Ray 2.60) and takes the interpreter from training:
 # three of them made it four times slower. So a dataset is small enough to be drained into memory at once.
-SAMPLES_PER_DATASET = 512
+SAMPLES_PER_DATASET, BYTES_PER_DATASET = 16_384, 2**28
+SAMPLES_IN_FIRST = 512
+SAMPLES_PER_TASK = 256
+"""Windows of very small shards share a read task, those of large shards are several where they can be."""
 READ_CPUS = 0.25
+STEPS_AHEAD = 3
 
 
 @dataclass(frozen=True)
-class SensorArrays:
-    """One sensor's part of a micro-batch: pixels (B, T, C, Y, X) float32 in `sensor.unit`, is_valid (B, T, Y, X) bool,
+class StreamConfig:
+    """How samples become micro-batches."""
 
-    time_days (B, T) float64 since 1970-01-01, NaN where unknown."""
-
-    sensor: Sensor
-    pixels: np.ndarray
-    is_valid: np.ndarray
-    time_days: np.ndarray
+    decode: Literal["trainer", "cpu_nodes"] = "trainer"
+    """Where tiles are decoded: by the trainer's threads, or by Ray tasks on any node."""
+    threads: int = 2
+    """Threads of each worker that decode and augment."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    crops: MultiCrop | None = None
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One lane's share of a step; `lonlat_deg` (B, 2) is NaN without a CRS."""
+    """One lane's share of a step.
+
+    `sample` (B,) numbers the samples of the sensor set; `lonlat_deg` (B, 2) is NaN without a CRS. Where there are
+    `crops`, they are what is augmented, and `sensors` are the whole tiles as they are.
+    """
 
     step: Step
     lane: int
-    sensors: dict[str, SensorArrays]
+    sample: np.ndarray
     lonlat_deg: np.ndarray
-
-
-def read_window(
-    archive: Archive, plan: SetPlan, times: dict[str, dict[tuple[str, int], float]], window: Window
-) -> dict[str, np.ndarray]:
-    """Return the columns of the window's samples, in order. Every shard in it is read once per sensor."""
-    chosen = plan.samples.iloc[window.samples]
-    columns: dict[str, np.ndarray] = {
-        "lane": np.full(len(chosen), window.lane),
-        "position": window.start + np.arange(len(chosen)),
-        "lonlat": chosen[["lon_deg", "lat_deg"]].to_numpy(),
-    }
-    shards = chosen["shard"].to_numpy()
-    for name in plan.sensor_set:
-        rows = chosen[name].to_numpy()
-        shape = archive.sensors[name].tile_shape(archive.grid.site_size_m)
-        pixels = np.empty((len(chosen), len(archive.sensors[name].bands), *shape), archive.sensors[name].dtype)
-        is_valid = np.empty((len(chosen), *shape), np.uint8)
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            unique, inverse = np.unique(rows[here], return_inverse=True)
-            stored, valid = archive.read(str(shard), name, unique)
-            pixels[here], is_valid[here] = stored[inverse], valid[inverse]
-        columns[f"{name}/pixels"], columns[f"{name}/valid"] = pixels, is_valid
-        columns[f"{name}/time"] = np.array([times[name][shard, row] for shard, row in zip(shards, rows)])
-    return columns
-
-
-class _WindowSource(Datasource):
-    """A finite run of windows as a Ray Data source: one read task each, several blocks a task."""
-
-    def __init__(self, archive: Archive, plan: SetPlan, times: Any, windows: list[Window]):
-        super().__init__()
-        self._windows, self._shared = windows, ray.put((archive, plan, times))
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
-        return [self._task(window) for window in self._windows]
-
-    def _task(self, window: Window) -> ReadTask:
-        shared = self._shared
-
-        def read() -> Iterable[Block]:
-            archive, plan, times = ray.get(shared)
-            columns = read_window(archive, plan, times, window)
-            for first in range(0, len(window.samples), BLOCK_ROWS):
-                yield BlockAccessor.batch_to_block({k: v[first : first + BLOCK_ROWS] for k, v in columns.items()})
-
-        return ReadTask(read, BlockMetadata(num_rows=len(window.samples), size_bytes=None, input_files=None, exec_stats=None))
+    sensors: dict[str, SensorArrays]
+    crops: tuple[dict[str, SensorArrays], ...] = ()
 
 
 class Stream:
     """What one rank reads from step `start` to `stop`. Iterating gives, per step, the micro-batches of its lanes."""
 
-    def __init__(self, archive: Archive, plan: Plan, times: Any, rank: int, world_size: int, start: int, stop: int):
-        self._archive, self._plan, self._times = archive, plan, times
+    def __init__(self, source: SampleSource, plan: Plan, rank: int, world_size: int, start: int, stop: int, config: StreamConfig):
+        self._source, self._plan, self._config = source, plan, config
         self._rank, self._world_size = rank, world_size
         self._start, self._stop = start, stop
 
@@ -114,109 +79,218 @@ class Stream:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        first: dict[int, int] = {}
-        counts: dict[int, int] = defaultdict(int)
-        for step in self._plan.steps(self._start, self._stop):
-            first.setdefault(step.sensor_set, step.index)
-            counts[step.sensor_set] += 1
+        with ThreadPoolExecutor(self._config.threads, "micro-batch") as makers:
+            for futures in run_ahead(self._begun(makers), STEPS_AHEAD):
+                yield [future.result() for future in futures]
+
+    def _begun(self, makers: Executor) -> Iterator[list[Future[MicroBatch]]]:
+        """Yield the micro-batches of each step while they are being made."""
         # One thread, so that only one dataset runs at a time.
-        pool = ThreadPoolExecutor(1, "read-ahead")
-        lanes = {s: self._plan.lanes_of(self._rank, self._world_size, s) for s in counts}
-        readers = {
-            s: _SetReader(self._archive, self._plan.sets[s], self._times, lanes[s], first[s], n, pool) for s, n in counts.items()
-        }
-        for step in self._plan.steps(self._start, self._stop):
-            chosen = step.sensor_set
-            yield [
-                collate(self._archive, self._plan.sets[chosen], step, lane, readers[chosen].take(lane)) for lane in lanes[chosen]
-            ]
+        with ThreadPoolExecutor(1, "read-ahead") as pool:
+            readers = [self._reader(number, pool) for number in range(len(self._plan.sets))]
+            for step in self._plan.steps(self._start, self._stop):
+                reader = readers[step.sensor_set]
+                parts = [(lane, reader.take(lane)) for lane in reader.lanes]
+                yield [makers.submit(self._make, step, lane, part) for lane, part in parts]
+
+    def _reader(self, number: int, pool: Executor) -> "_SetReader":
+        lanes = self._plan.lanes_of(self._rank, self._world_size, number)
+        batches = range(self._plan.taken(self._start)[number], self._plan.taken(self._stop)[number])
+        return _SetReader(self._source, self._plan.sets[number], self._config, lanes, batches, pool)
+
+    def _make(self, step: Step, lane: int, parts: "list[_Part]") -> MicroBatch:
+        return collate(self._source, self._plan.sets[step.sensor_set], step, lane, [p.columns() for p in parts], self._config)
 
 
-def collate(archive: Archive, plan: SetPlan, step: Step, lane: int, columns: dict[str, np.ndarray]) -> MicroBatch:
-    """Return columns as a micro-batch in physical units, each sample under a symmetry drawn from (seed, step, lane)."""
-    symmetries = np.random.default_rng([plan.seed, step.step, lane]).integers(8, size=len(columns["lane"]))
+def collate(source: SampleSource, plan: SetPlan, step: Step, lane: int, parts: list[Columns], config: StreamConfig) -> MicroBatch:
+    """Return columns with pixels as a micro-batch in physical units, augmented by what (seed, step, lane) gives."""
+    columns = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
     sensors = {}
     for name in plan.sensor_set:
-        sensor = archive.sensors[name]
-        pixels = np.stack([dihedral(p, s) for p, s in zip(columns[f"{name}/pixels"], symmetries)])
-        is_valid = np.stack([dihedral(v, s) for v, s in zip(columns[f"{name}/valid"], symmetries)]) > 0
-        times = columns[f"{name}/time"][:, None]
-        sensors[name] = SensorArrays(sensor, sensor.to_physical(pixels)[:, None], is_valid[:, None], times)
-    return MicroBatch(step, lane, sensors, columns["lonlat"])
+        sensor, is_present = source.archive.sensors[name], columns[f"{name}/row"] >= 0
+        pixels, is_valid = sensor.to_physical(columns[f"{name}/pixels"]), columns[f"{name}/valid"] > 0
+        sensors[name] = SensorArrays(sensor, pixels, is_valid, is_present, columns[f"{name}/time"])
+    sample, rng = plan.first[columns["shard"]] + columns["number"], np.random.default_rng([plan.seed, step.step, lane])
+    if config.crops is None:
+        return MicroBatch(step, lane, sample, columns["lonlat"], augment(sensors, config.augment, rng))
+    corners = config.crops.corners(len(sample), source.archive.grid.site_size_m, rng)
+    windows = [{n: cut(a, c, size) for n, a in sensors.items()} for c, size in zip(corners, config.crops.sizes_m)]
+    crops = tuple(augment(window, config.augment, rng) for window in windows)
+    return MicroBatch(step, lane, sample, columns["lonlat"], sensors, crops)
+
+
+class _Chunk:
+    """Consecutive samples of one lane, with their pixels, or with the shards from which they are decoded when wanted.
+
+    Shards stay open as long as somebody holds the chunk.
+    """
+
+    def __init__(self, columns: Columns):
+        self.columns = columns
+        self.lane, self.start = int(columns["lane"][0]), int(columns["position"][0])
+        self.stop = self.start + len(columns["position"])
+        self.shards: Future[OpenShards] | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Samples [start, stop) of a chunk, in positions of the lane."""
+
+    chunk: _Chunk
+    start: int
+    stop: int
+
+    def columns(self) -> Columns:
+        """Return their columns, pixels among them."""
+        inside = slice(self.start - self.chunk.start, self.stop - self.chunk.start)
+        columns = {name: column[inside] for name, column in self.chunk.columns.items()}
+        return self.chunk.shards.result().decode(columns) if self.chunk.shards else columns
 
 
 class _SetReader:
-    """The rows of one sensor set for the lanes of one rank, regrouped from blocks into micro-batches."""
+    """The samples of one sensor set for the lanes of one rank, regrouped from chunks into micro-batches `batches`."""
 
     def __init__(
-        self, archive: Archive, plan: SetPlan, times: Any, lanes: list[int], first_index: int, num_batches: int, pool: Executor
+        self,
+        source: SampleSource,
+        plan: SetPlan,
+        config: StreamConfig,
+        lanes: list[int],
+        batches: range,
+        pool: Executor,
     ):
-        self._archive, self._plan, self._times = archive, plan, times
-        self._buffers: dict[int, list[dict[str, np.ndarray]]] = {lane: [] for lane in lanes}
-        self._next = dict.fromkeys(lanes, first_index * plan.batch_size)
-        self._pool = pool
-        self._blocks = self._read(first_index * plan.batch_size, (first_index + num_batches) * plan.batch_size)
+        self._source, self._plan, self._config, self._pool = source, plan, config, pool
+        self._openers = ThreadPoolExecutor(1, "open-ahead")
+        self.lanes = lanes
+        self._waiting: dict[int, deque[_Chunk]] = {lane: deque() for lane in lanes}
+        self._next = dict.fromkeys(lanes, batches.start * plan.batch_size)
+        self._chunks = self._read(batches.start * plan.batch_size, batches.stop * plan.batch_size)
 
-    def _read(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        windows = []
-        for lane in self._buffers:
-            for window in self._plan.windows(lane, start):
-                if window.start >= stop:
-                    break
-                windows.append(window)
-        # In the order of first need, so that what is read ahead stays small.
-        windows.sort(key=lambda w: (max(w.start, start) // self._plan.batch_size, w.lane))
+    def take(self, lane: int) -> list[_Part]:
+        """Return the lane's next micro-batch as parts of chunks."""
+        position, parts = self._next[lane], []
+        stop = position + self._plan.batch_size
+        while position < stop:
+            while not self._waiting[lane]:
+                self._receive(next(self._chunks))
+            chunk = self._waiting[lane][0]
+            if not chunk.start <= position < chunk.stop:
+                raise RuntimeError(f"lane {lane} delivered positions {chunk.start} to {chunk.stop}, planned {position}")
+            for soon in islice(self._waiting[lane], 2):  # the next one is opened while this one is read
+                self._open(soon)
+            parts.append(_Part(chunk, position, min(stop, chunk.stop)))
+            position = parts[-1].stop
+            if position == chunk.stop:
+                self._waiting[lane].popleft()
+        self._next[lane] = stop
+        return parts
+
+    def _open(self, chunk: _Chunk) -> None:
+        if self._config.decode == "trainer" and chunk.shards is None:
+            shards = names(self._plan, chunk.columns["shard"])
+            chunk.shards = self._openers.submit(OpenShards, self._source.archive, self._plan.sensor_set, shards)
+
+    def _receive(self, chunk: _Chunk) -> None:
+        if chunk.stop > self._next[chunk.lane]:  # the first window begins before the first step
+            self._waiting[chunk.lane].append(chunk)
+
+    def _read(self, start: int, stop: int) -> Iterator[_Chunk]:
         ahead = None
-        for chunk in _chunks(windows):
-            current, ahead = ahead, self._pool.submit(self._drain, chunk)
+        for group in _groups(self._windows(start, stop), SAMPLES_IN_FIRST, self._samples_per_dataset()):
+            current, ahead = ahead, self._pool.submit(self._drain, group)
             if current:
                 yield from current.result()
         if ahead:
             yield from ahead.result()
 
-    def _drain(self, windows: list[Window]) -> list[dict[str, np.ndarray]]:
+    def _windows(self, start: int, stop: int) -> Iterator[Window]:
+        """Yield the windows of all lanes in the order of first need, so that what is read ahead stays small."""
+        lanes = [takewhile(lambda w: w.start < stop, self._pieces(lane, start)) for lane in self.lanes]
+        return heapq.merge(*lanes, key=lambda w: (max(w.start, start) // self._plan.batch_size, w.lane))
+
+    def _pieces(self, lane: int, start: int) -> Iterator[Window]:
+        """Yield the windows of a lane, in pieces where that bounds what is decoded ahead and no shard is fetched twice for it."""
+        is_cut = self._config.decode == "cpu_nodes" and storage.is_local(self._source.archive.url)
+        for window in self._plan.windows(lane, start):
+            pieces = window.pieces(SAMPLES_PER_TASK) if is_cut else [window]
+            yield from (piece for piece in pieces if piece.stop > start)
+
+    def _samples_per_dataset(self) -> int:
+        if self._config.decode == "trainer":
+            return SAMPLES_PER_DATASET
+        archive, bytes_per_date = self._source.archive, 0
+        for sensor in (archive.sensors[name] for name in self._plan.sensor_set):
+            y, x = sensor.tile_shape(archive.grid.site_size_m)
+            bytes_per_date += y * x * (len(sensor.bands) * np.dtype(sensor.dtype).itemsize + 1)
+        return max(1, BYTES_PER_DATASET // (bytes_per_date * self._source.view.num_dates))
+
+    def _drain(self, windows: list[Window]) -> list[_Chunk]:
+        tasks = list(_groups(windows, SAMPLES_PER_TASK, SAMPLES_PER_TASK))
         dataset = ray.data.read_datasource(
-            _WindowSource(self._archive, self._plan, self._times, windows),
-            override_num_blocks=len(windows),
-            ray_remote_args={"num_cpus": READ_CPUS},
+            _WindowSource(self._source, self._plan, self._config.decode, tasks),
+            override_num_blocks=len(tasks),
+            num_cpus=READ_CPUS,
         )
-        return list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
-
-    def take(self, lane: int) -> dict[str, np.ndarray]:
-        """Return the lane's next micro-batch as columns."""
-        size, position = self._plan.batch_size, self._next[lane]
-        while sum(len(part["position"]) for part in self._buffers[lane]) < size:
-            block = next(self._blocks)
-            owner = int(block["lane"][0])
-            keep = block["position"] >= self._next[owner]
-            if keep.any():
-                self._buffers[owner].append(block if keep.all() else {name: c[keep] for name, c in block.items()})
-        parts = self._buffers[lane]
-        columns = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in parts[0]}
-        if columns["position"][0] != position:
-            raise RuntimeError(f"lane {lane} delivered position {columns['position'][0]}, planned {position}")
-        rest = {name: column[size:] for name, column in columns.items()}
-        self._buffers[lane] = [rest] if len(rest["position"]) else []
-        self._next[lane] = position + size
-        return {name: column[:size] for name, column in columns.items()}
+        blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
+        return [chunk for columns in blocks for chunk in _chunks(columns)]
 
 
-def _chunks(windows: list[Window]) -> Iterator[list[Window]]:
-    """Yield runs of windows with about `SAMPLES_PER_DATASET` samples each."""
-    chunk: list[Window] = []
+class _WindowSource(Datasource):
+    """A finite run of windows as a Ray Data source: a read task for each group of them."""
+
+    def __init__(self, source: SampleSource, plan: SetPlan, decode: str, tasks: list[list[Window]]):
+        super().__init__()
+        self._plan, self._decode, self._tasks, self._shared = plan, decode, tasks, ray.put(source)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+        return [self._task([(window, names(self._plan, window.shard)) for window in windows]) for windows in self._tasks]
+
+    def _task(self, windows: list[tuple[Window, dict[int, str]]]) -> ReadTask:
+        shared, sensor_set, read = self._shared, self._plan.sensor_set, _decoded if self._decode == "cpu_nodes" else _resolved
+
+        def run() -> Iterable[Block]:
+            source = ray.get(shared)
+            for window, shards in windows:
+                for columns in read(source, sensor_set, window, shards):
+                    yield BlockAccessor.batch_to_block(columns)
+
+        num_rows = sum(len(window.number) for window, _ in windows)
+        return ReadTask(run, BlockMetadata(num_rows=num_rows, size_bytes=None, input_files=None, exec_stats=None))
+
+
+def _resolved(source: SampleSource, sensor_set: SensorSet, window: Window, shards: dict[int, str]) -> Iterator[Columns]:
+    yield resolve(source, sensor_set, window, shards)
+
+
+def _decoded(source: SampleSource, sensor_set: SensorSet, window: Window, shards: dict[int, str]) -> Iterator[Columns]:
+    columns = resolve(source, sensor_set, window, shards)
+    with closing(OpenShards(source.archive, sensor_set, shards)) as opened:
+        for first in range(0, len(window.number), SAMPLES_PER_TASK):
+            yield opened.decode({name: column[first : first + SAMPLES_PER_TASK] for name, column in columns.items()})
+
+
+def _chunks(columns: Columns) -> list[_Chunk]:
+    """Return the runs of one lane's consecutive samples in a block, of which Ray Data may join several."""
+    ends = np.flatnonzero((np.diff(columns["lane"]) != 0) | (np.diff(columns["position"]) != 1)) + 1
+    bounds = [0, *ends.tolist(), len(columns["lane"])]
+    return [_Chunk({name: column[a:b] for name, column in columns.items()}) for a, b in pairwise(bounds)]
+
+
+def names(plan: SetPlan, shard: np.ndarray) -> dict[int, str]:
+    """Return the names of shards by their place in the plan."""
+    return {place: plan.shards[place] for place in np.unique(shard).tolist()}
+
+
+def _groups(windows: Iterable[Window], first: int, most: int) -> Iterator[list[Window]]:
+    """Yield runs of windows with about `first` samples, then twice as many each time up to `most`."""
+    group: list[Window] = []
     for window in windows:
-        chunk.append(window)
-        if sum(len(w.samples) for w in chunk) >= SAMPLES_PER_DATASET:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def tile_times(catalog: Any) -> dict[str, dict[tuple[str, int], float]]:
-    """Return sensor -> (shard, row) -> days since 1970-01-01, NaN where unknown."""
-    days = (catalog["time"] - pd.Timestamp(0, tz="UTC")).dt.total_seconds() / 86_400
-    result: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
-    for sensor, shard, row, day in zip(catalog["sensor"], catalog["shard"], catalog["row"], days):
-        result[sensor][str(shard), int(row)] = float(day)
-    return dict(result)
+        group.append(window)
+        if sum(len(w.number) for w in group) >= first:
+            yield group
+            group, first = [], min(2 * first, most)
+    if group:
+        yield group

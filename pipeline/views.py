@@ -1,64 +1,234 @@
-"""Which tiles of a site make one sample, which sensor sets an archive offers, and augmentation that any sensor allows."""
+"""Which tiles of a site make one sample, and which sensor sets an archive offers.
+
+A view is a small configuration with one method, `samples`: a pure function of catalog rows. Sites do not depend on each
+other, so the samples of a shard can be had from its own rows alone. What is drawn anew at every step (crops, noise,
+symmetries) is `augment`'s.
+"""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
+from pipeline.dates import SECONDS_PER_DAY, Dates, dates_of, in_order, partners
 from pipeline.errors import InputError
 from pipeline.sensors import Sensor
 
 SensorSet = tuple[str, ...]
+Takes = Literal["one", "two", "all"]
+"""How many of a site's sensors a view takes by default."""
+DAYS_PER_YEAR = 365.25
 
 
-def sensor_sets(catalog: pd.DataFrame, sensors: dict[str, Sensor]) -> list[SensorSet]:
-    """Return the default sensor sets: at every site one sensor paired with each other one, or alone.
+@dataclass(frozen=True)
+class Samples:
+    """N samples of T dates: `shard` (N,) and `site` (N,) names, `lonlat_deg` (N, 2), NaN without a CRS.
 
-    The one that all others are paired with measures reflectance, if any does, and has most tiles there.
+    rows       sensor -> (N, T) row of the tile in its shard, -1 where there is none
+    time_days  sensor -> (N, T) days since 1970-01-01, NaN where there is no tile or its time is unknown
     """
-    counts = catalog.groupby(["site", "sensor"]).size().unstack(fill_value=0)
-    found: Counter[SensorSet] = Counter()
-    for present, group in counts.groupby(counts.gt(0).apply(tuple, axis=1)):
-        names = [name for name, is_present in zip(counts.columns, present) if is_present]
-        totals = group[names].sum()
-        hub = max(names, key=lambda name: (sensors[name].quantity.endswith("reflectance"), totals[name], name))
-        for other in [name for name in names if name != hub] or [None]:
-            found[(hub, other) if other else (hub,)] += len(group)
+
+    shard: np.ndarray
+    site: np.ndarray
+    lonlat_deg: np.ndarray
+    rows: dict[str, np.ndarray]
+    time_days: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+@dataclass(frozen=True)
+class Single:
+    """Every tile by itself; of several sensors, as `CrossSensor`."""
+
+    takes: ClassVar[Takes] = "one"
+    num_dates: ClassVar[int] = 1
+
+    def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
+        return _nearest_to(tiles, sensor_set, self.num_dates, _each)
+
+
+@dataclass(frozen=True)
+class CrossSensor:
+    """Every tile of the sensor with fewest dates at a site, with the tile of each other sensor nearest in time.
+
+    So a pass shows scarce tiles once. Nearest in order where a time of the site is unknown. Sites that lack a sensor
+    give nothing.
+    """
+
+    takes: ClassVar[Takes] = "two"
+    num_dates: ClassVar[int] = 1
+
+    def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
+        return _nearest_to(tiles, sensor_set, self.num_dates, _each)
+
+
+@dataclass(frozen=True)
+class TemporalPair:
+    """Two dates of a site at least `min_gap_days` apart; 0: any two, also where times are unknown.
+
+    Every date of the sensor with fewest (but two) is once the first of a pair, its partners being taken in turn; other
+    sensors give the tiles nearest in time. The earlier date comes first.
+    """
+
+    min_gap_days: float = 1.0
+    takes: ClassVar[Takes] = "one"
+    num_dates: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if self.min_gap_days < 0:
+            raise InputError(f"min_gap_days of a pair is {self.min_gap_days:g}, expected 0 or more")
+
+    def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
+        return _nearest_to(tiles, sensor_set, self.num_dates, self._pairs)
+
+    def _pairs(self, anchors: Dates) -> np.ndarray:
+        gap = max(1, round(self.min_gap_days * SECONDS_PER_DAY))
+        before = anchors.searchsorted(anchors.site, anchors.when - gap, "right")
+        after = anchors.searchsorted(anchors.site, anchors.when + gap, "left")
+        may_pair = anchors.is_timed | (self.min_gap_days == 0)
+        return np.sort(partners(anchors, may_pair, (anchors.first, before), (after, anchors.last)), 1)
+
+
+@dataclass(frozen=True)
+class SeasonPair:
+    """Two dates of a site at least `min_gap_days` of the year apart, whatever the years (Manas et al., 2021, arXiv 2103.16607).
+
+    Dates without a time have no season and are left out; else as `TemporalPair`.
+    """
+
+    min_gap_days: float = 60.0
+    takes: ClassVar[Takes] = "one"
+    num_dates: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_gap_days < DAYS_PER_YEAR / 2:
+            raise InputError(f"min_gap_days of seasons is {self.min_gap_days:g}, expected more than 0 and less than half a year")
+
+    def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
+        return _nearest_to(tiles, sensor_set, self.num_dates, self._pairs)
+
+    def _pairs(self, anchors: Dates) -> np.ndarray:
+        year, gap = round(DAYS_PER_YEAR * SECONDS_PER_DAY), round(self.min_gap_days * SECONDS_PER_DAY)
+        season = anchors.when % year
+        order = np.lexsort((season, anchors.site))
+        by_season = replace(anchors.take(order), when=season[order])
+
+        def between(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            left = by_season.searchsorted(by_season.site, by_season.when + start, "left")
+            return left, by_season.searchsorted(by_season.site, by_season.when + stop, "right")
+
+        pairs = partners(by_season, by_season.is_timed, between(gap - year, -gap), between(gap, year - gap))
+        return np.sort(order[pairs], 1)
+
+
+@dataclass(frozen=True)
+class DateStack:
+    """Up to `num_dates` dates of a site, each sensor's own; absent ones are masked.
+
+    A site with more dates gives several samples, each with dates spread over the whole time. One of the sensors is enough.
+    """
+
+    num_dates: int = 4
+    takes: ClassVar[Takes] = "all"
+
+    def __post_init__(self) -> None:
+        if self.num_dates < 1:
+            raise InputError(f"num_dates of a stack is {self.num_dates}, expected at least 1")
+
+    def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
+        sites, dates = dates_of(tiles, sensor_set)
+        copies = -(-_counts(len(sites), dates.values()).max(0) // self.num_dates)
+        begin = np.cumsum(copies) - copies
+        found = {}
+        for name, part in dates.items():
+            place = np.arange(len(part.site)) - part.first
+            index = np.full((int(copies.sum()), self.num_dates), -1)
+            index[begin[part.site] + place % copies[part.site], place // copies[part.site]] = np.arange(len(part.site))
+            found[name] = index
+        return _gather(sites, np.repeat(np.arange(len(sites)), copies), dates, found)
+
+
+View = Single | CrossSensor | TemporalPair | SeasonPair | DateStack
+
+
+def _counts(num_sites: int, dates: Iterable[Dates]) -> np.ndarray:
+    """Return the number of tiles, (sensor, site)."""
+    return np.stack([np.bincount(part.site, minlength=num_sites) for part in dates])
+
+
+def _each(anchors: Dates) -> np.ndarray:
+    return np.arange(len(anchors.site))[:, None]
+
+
+def _nearest_to(tiles: pd.DataFrame, sensor_set: SensorSet, num_dates: int, choose: Callable[[Dates], np.ndarray]) -> Samples:
+    """Return samples of dates that `choose` finds among those of the sensor with fewest (but `num_dates`) at each site.
+
+    `choose` returns places (N, num_dates); the other sensors give the tiles nearest to these dates.
+    """
+    sites, dates = dates_of(tiles, sensor_set)
+    counts = _counts(len(sites), dates.values())
+    is_enough = counts >= num_dates
+    fewest = np.where(is_enough, counts, np.iinfo(counts.dtype).max).argmin(0)
+    anchor = np.where(is_enough.any(0) & (counts > 0).all(0), fewest, -1)
+    owned = [part.take(np.flatnonzero(anchor[part.site] == number)) for number, part in enumerate(dates.values())]
+    anchors = in_order(Dates(*(np.concatenate([getattr(part, field.name) for part in owned]) for field in fields(Dates))))
+    chosen = choose(anchors)
+    site, found = anchors.site[chosen[:, 0]], {}
+    for number, (name, part) in enumerate(dates.items()):
+        places = np.stack([part.nearest(site, anchors.when[chosen[:, t]]) for t in range(num_dates)], 1)
+        # Two tiles of one time are two tiles: an anchor stands for itself.
+        own = anchor[site] == number
+        places[own] = (np.searchsorted(part.site, site)[:, None] + chosen - anchors.first[chosen])[own]
+        found[name] = places
+    return _gather(sites, site, dates, found)
+
+
+def _gather(sites: pd.DataFrame, site: np.ndarray, dates: dict[str, Dates], places: dict[str, np.ndarray]) -> Samples:
+    """Return the samples at `site` whose tiles stand at `places` of each sensor, -1 for none."""
+    rows, days = {}, {}
+    for name, where in places.items():
+        part = dates[name]
+        rows[name] = np.where(where < 0, -1, np.append(part.row, -1)[where]).astype(np.int32)
+        days[name] = np.where(where < 0, np.nan, np.append(part.days, np.nan)[where])
+    return Samples(
+        shard=sites["shard"].to_numpy()[site],
+        site=sites["site"].to_numpy()[site],
+        lonlat_deg=sites[["lon_deg", "lat_deg"]].to_numpy(np.float64)[site],
+        rows=rows,
+        time_days=days,
+    )
+
+
+def presence(tiles: pd.DataFrame) -> Counter[tuple[SensorSet, str]]:
+    """Return how many sites have which sensors: (sensors, '') -> sites, (sensors, sensor) -> its tiles there. Shards add up."""
+    counts = tiles.groupby(["shard", "site", "sensor"], observed=True).size().unstack(fill_value=0)
+    names, found = list(counts.columns), Counter[tuple[SensorSet, str]]()
+    patterns, which = np.unique(counts.to_numpy() > 0, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        here = counts.to_numpy()[which == number]
+        present = tuple(name for name, is_present in zip(names, pattern) if is_present)
+        found[present, ""] += len(here)
+        found.update({(present, name): int(total) for name, total in zip(names, here.sum(0)) if total})
+    return found
+
+
+def sensor_sets(found: Counter[tuple[SensorSet, str]], sensors: dict[str, Sensor], view: View) -> list[SensorSet]:
+    """Return the default sensor sets of a view: each sensor alone, all together, or one paired with each other one.
+
+    The one that all others of a site are paired with measures reflectance, if any does, and has most tiles there.
+    """
+    known = sorted({name for _, name in found if name})
+    if view.takes != "two":
+        return [(name,) for name in known] if view.takes == "one" else [tuple(known)]
+    sites: Counter[SensorSet] = Counter()
+    for names in (names for names, name in found if not name):
+        hub = max(names, key=lambda n: (sensors[n].quantity.endswith("reflectance"), found[names, n], n))
+        for name in [name for name in names if name != hub] or [hub]:
+            sites[(hub,) if name == hub else (hub, name)] += found[names, ""]
     # A pair at a few sites only, left by gaps at a swath's edge, would hardly fill a batch.
-    return sorted(s for s, sites in found.items() if sites >= min(16, max(found.values())))
-
-
-def samples(catalog: pd.DataFrame, sensor_set: SensorSet) -> pd.DataFrame:
-    """Return one row per sample of `sensor_set`: shard, site, and for each sensor the tile's row in the shard.
-
-    At each site every tile of the sensor with fewest dates is paired with the tiles of the others nearest in time
-    (nearest in order where a time is unknown), so a pass shows scarce tiles once. Sites that lack a sensor give nothing.
-    """
-    chosen = catalog[catalog["sensor"].isin(sensor_set)]
-    complete = chosen.groupby("site")["sensor"].nunique().eq(len(sensor_set))
-    chosen = chosen[chosen["site"].map(complete)]
-    rows = []
-    for (shard, site), group in chosen.groupby(["shard", "site"], sort=True):
-        by_sensor = {name: part.sort_values("order") for name, part in group.groupby("sensor")}
-        anchor = min(sensor_set, key=lambda name: (len(by_sensor[name]), sensor_set.index(name)))
-        for tile in by_sensor[anchor].itertuples():
-            nearest = {name: _nearest(part, tile) for name, part in by_sensor.items()}
-            rows.append({"shard": shard, "site": site, "lon_deg": tile.lon_deg, "lat_deg": tile.lat_deg, **nearest})
-    if not rows:
-        raise InputError(f"no site has all of {', '.join(sensor_set)}; the archive has {sorted(catalog['sensor'].unique())}")
-    return pd.DataFrame(rows)
-
-
-def _nearest(part: pd.DataFrame, tile: Any) -> int:
-    if pd.notna(tile.time) and part["time"].notna().all():
-        distance = (part["time"] - tile.time).abs()
-    else:
-        distance = (part["order"] - tile.order).abs()
-    return int(part["row"].iloc[int(distance.argmin())])
-
-
-def dihedral(image: np.ndarray, symmetry: int) -> np.ndarray:
-    """Return `image` (..., y, x) under one of the eight symmetries of the square, 0 being the identity."""
-    turned = np.rot90(image, symmetry % 4, axes=(-2, -1))
-    return turned[..., ::-1] if symmetry >= 4 else turned
+    return sorted(s for s, count in sites.items() if count >= min(16, max(sites.values())))

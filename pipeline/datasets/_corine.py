@@ -1,4 +1,4 @@
-"""The class names of BigEarthNet: 43 of CORINE Land Cover, and the 19 that its authors made of 32 of them.
+"""The classes of BigEarthNet: 43 of CORINE Land Cover with their codes, and the 19 that its authors made of 32 of them.
 
 Order and grouping: Sumbul et al. 2021, as their published label indices have them.
 """
@@ -7,21 +7,14 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Urban fabric", ("Continuous urban fabric", "Discontinuous urban fabric")),
     ("Industrial or commercial units", ("Industrial or commercial units",)),
     ("Arable land", ("Non-irrigated arable land", "Permanently irrigated land", "Rice fields")),
-    (
-        "Permanent crops",
-        (
-            "Vineyards",
-            "Fruit trees and berry plantations",
-            "Olive groves",
-            "Annual crops associated with permanent crops",
-        ),
-    ),
+    ("Permanent crops", (
+        "Vineyards", "Fruit trees and berry plantations", "Olive groves", "Annual crops associated with permanent crops",
+    )),
     ("Pastures", ("Pastures",)),
     ("Complex cultivation patterns", ("Complex cultivation patterns",)),
-    (
+    ("Land principally occupied by agriculture, with significant areas of natural vegetation", (
         "Land principally occupied by agriculture, with significant areas of natural vegetation",
-        ("Land principally occupied by agriculture, with significant areas of natural vegetation",),
-    ),
+    )),
     ("Agro-forestry areas", ("Agro-forestry areas",)),
     ("Broad-leaved forest", ("Broad-leaved forest",)),
     ("Coniferous forest", ("Coniferous forest",)),
@@ -34,7 +27,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Coastal wetlands", ("Salt marshes", "Salines")),
     ("Inland waters", ("Water courses", "Water bodies")),
     ("Marine waters", ("Coastal lagoons", "Estuaries", "Sea and ocean")),
-)
+)  # fmt: skip
 CLASSES_19 = tuple(name for name, _ in _GROUPS)
 CLASSES_43 = (
     "Continuous urban fabric", "Discontinuous urban fabric", "Industrial or commercial units",
@@ -48,4 +41,9 @@ CLASSES_43 = (
     "Sparsely vegetated areas", "Burnt areas", "Inland marshes", "Peatbogs", "Salt marshes", "Salines", "Intertidal flats",
     "Water courses", "Water bodies", "Coastal lagoons", "Estuaries", "Sea and ocean",
 )  # fmt: skip
+CODES_43 = (
+    111, 112, 121, 122, 123, 124, 131, 132, 133, 141, 142, 211, 212, 213, 221, 222, 223, 231, 241, 242, 243, 244,
+    311, 312, 313, 321, 322, 323, 324, 331, 332, 333, 334, 411, 412, 421, 422, 423, 511, 512, 521, 522, 523,
+)  # fmt: skip
 GROUP_OF = {member: CLASSES_19.index(name) for name, members in _GROUPS for member in members}
+GROUP_OF_CODE = {code: GROUP_OF[name] for code, name in zip(CODES_43, CLASSES_43, strict=True) if name in GROUP_OF}

@@ -7,9 +7,9 @@ one (16,200 / 5,400 / 5,400; Neumann et al. 2019, arXiv 1911.06721) or the spati
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.archive import Label
 from pipeline.chips import walk
 from pipeline.errors import InputError
+from pipeline.labels import Label
 
 CLASSES = (
     "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial",

@@ -1,10 +1,12 @@
 """What the two ISPRS semantic labelling data sets share: classes, their colours, and how image, height and label make tiles.
 
 Rottensteiner et al., ISPRS Annals 2012. A label is an image of six colours; pixels of any other colour, such as the black
-borders of the `noBoundary` version, are not labelled.
+borders of the `noBoundary` version on which scores are published, are not labelled. Where both versions lie in the
+folder, the one with all pixels is taken.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +27,12 @@ COLOURS = {
     "Clutter": (255, 0, 0),
 }
 LABELS = {"isprs": Label("map", "tile", tuple(COLOURS))}
+
+
+def keep_label(files: dict[str, str], path: str) -> None:
+    """Make `path` the label of an area unless it is the eroded version and the whole one is there."""
+    if "noBoundary" not in Path(path).name or "label" not in files:
+        files["label"] = path
 
 
 def published_split(found: Iterable[str], train: Iterable[str], test: Iterable[str]) -> dict[str, str]:

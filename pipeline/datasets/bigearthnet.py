@@ -3,8 +3,8 @@
 v1: Sumbul et al., GRSM 2021 (590,326 patches, labels in each patch's JSON, 43 classes and 19 made of them). v2: Clasen et
 al., arXiv 2407.03653 (549,488 pairs, `metadata.parquet`, 19 classes). Both: 1200 x 1200 m in UTM, a folder per patch with
 one file per band, `<patch>/<patch>_B02.tif` of 120, 60 or 20 px (reflectance x 10000, no offset) and `_VV.tif`, `_VH.tif` of
-120 px (dB), in any folders around. A patch is a place; labels are about whole patches, so only tiles of
-`--site-size-m 1200` have them.
+120 px (dB), in any folders around; of v2 also `Reference_Maps/.../<patch>_reference_map.tif`, CORINE codes at 10 m. A patch
+is a place; labels are about whole patches, so only tiles of `--site-size-m 1200` have them, and of maps those of any size.
 
 Pairs and splits: of v2 from `metadata.parquet`; of v1 from `{train,val,test}.csv` or `bigearthnet-*.csv` (Sentinel-2
 patch, Sentinel-1 patch), which leave patches with snow and clouds out, and so does this. Without them pairs are
@@ -22,21 +22,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.archive import NUM_READERS, Tile
-from pipeline.chips import REFLECTANCE, cut_tiles, read_bands
-from pipeline.datasets._corine import CLASSES_19, CLASSES_43, GROUP_OF
+from pipeline.chips import REFLECTANCE, cut_tiles, read_bands, read_chip
+from pipeline.datasets._corine import CLASSES_19, CLASSES_43, GROUP_OF, GROUP_OF_CODE
 from pipeline.errors import InputError
 from pipeline.grid import Grid
-from pipeline.labels import Label
+from pipeline.labels import Label, LabelMap, map_of
 from pipeline.sensors import Sensor, load_sensor
 from pipeline.splits import split_places
 
 LABELS = {
     "bigearthnet_43": Label("multilabel", "tile", CLASSES_43),
     "bigearthnet_19": Label("multilabel", "tile", CLASSES_19),
+    "bigearthnet_cover": Label("map", "tile", CLASSES_19),
 }
 PLACES_PER_SHARD = 128
 SIZE_M = 1200
@@ -50,14 +52,16 @@ TIME = re.compile(r"_(\d{8})T(\d+)_")  # v1 writes some hours without their lead
 SPLIT_FILE = re.compile(r"(?:bigearthnet[-_])?(train|val|test)\.csv")
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 METADATA = "metadata.parquet"
+MAPS = "Reference_Maps"
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Folders of a patch by sensor; `labels` (19 classes) and `split` where the metadata of the whole say them."""
+    """Folders of a patch by sensor; of v2 its `labels` (19 classes) and the folder of its `cover`; `split` where it is said."""
 
     folders: dict[str, str]
     labels: tuple[str, ...] | None = None
+    cover: str | None = None
     split: str | None = None
 
 
@@ -67,11 +71,11 @@ def sensors() -> dict[str, Sensor]:
 
 def places(folder: str) -> dict[str, Patch]:
     """Return {name of the Sentinel-2 patch (without one, of the Sentinel-1 patch): its files}."""
-    folders: dict[str, dict[str, str]] = {S1: {}, S2: {}}
+    folders: dict[str, dict[str, str]] = {S1: {}, S2: {}, MAPS: {}}
     tables: dict[str, str] = {}
-    for sensor, entry in _walk(folder):
-        (folders[sensor] if sensor else tables)[entry.name] = entry.path
-    if not any(folders.values()):
+    for kind, entry in _walk(folder):
+        (folders[kind] if kind else tables)[entry.name] = entry.path
+    if not (folders[S1] or folders[S2]):
         raise InputError(f"no BigEarthNet patch under '{folder}'; expected folders such as S2A_MSIL2A_20170613T101031_0_45")
     if METADATA in tables:
         return _with_metadata(folders, tables[METADATA])
@@ -96,23 +100,26 @@ def splits(folder: str, found: dict[str, Patch]) -> dict[str, str]:
 def tiles(place: str, found: Patch, grid: Grid) -> list[Tile]:
     """Return the tiles of one patch."""
     labels = _labels(found) if grid.site_size_m == SIZE_M else {}
+    maps = {"bigearthnet_cover": _cover(found.cover)} if found.cover else {}
     result = []
     for name, folder in found.folders.items():
         sensor, patch = load_sensor(name), Path(folder).name
         chip = read_bands([f"{folder}/{patch}_{band}.tif" for band in sensor.band_names], SCALE[name])
-        result += cut_tiles(chip, sensor, grid, f"bigearthnet/{place}", patch, _time(patch), labels=lambda _: labels)
+        for cover in maps.values():
+            chip.require_grid(cover.classes.shape, None, f"'{folder}'")
+        result += cut_tiles(chip, sensor, grid, f"bigearthnet/{place}", patch, _time(patch), labels=lambda _: labels, maps=maps)
     return result
 
 
-def _walk(folder: str) -> Iterator[tuple[str | None, os.DirEntry[str]]]:
-    """Yield (sensor, folder) of every patch, without looking into it, and (None, file) of every file around them."""
+def _walk(folder: str, of_maps: bool = False) -> Iterator[tuple[str | None, os.DirEntry[str]]]:
+    """Yield (sensor or MAPS, folder) of every patch, without looking into it, and (None, file) of every file around them."""
     if not os.path.isdir(folder):
         return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if sensor := next((name for name, pattern in PATCH.items() if pattern.fullmatch(entry.name)), None):
-            yield sensor, entry
+            yield MAPS if of_maps else sensor, entry
         elif entry.is_dir():
-            yield from _walk(entry.path)
+            yield from _walk(entry.path, of_maps or entry.name == MAPS)
         else:
             yield None, entry
 
@@ -129,7 +136,8 @@ def _with_metadata(folders: dict[str, dict[str, str]], path: str) -> dict[str, P
         if present := {sensor: folders[sensor][name] for sensor, name in names.items() if name in folders[sensor]}:
             if row["split"] not in SPLITS:
                 raise InputError(f"'{path}' has split '{row['split']}'; expected {', '.join(SPLITS)}")
-            found[row["patch_id"]] = Patch(present, tuple(row["labels"]), SPLITS[row["split"]])
+            cover = folders[MAPS].get(row["patch_id"])
+            found[row["patch_id"]] = Patch(present, tuple(row["labels"]), cover, SPLITS[row["split"]])
     if not found:
         raise InputError(f"'{path}' names none of the patches beside it; expected the metadata of these patches")
     return found
@@ -173,6 +181,12 @@ def _labels(found: Patch) -> dict[str, list[int]]:
         return {"bigearthnet_19": indices}
     grouped = sorted({GROUP_OF[name] for name in names if name in GROUP_OF})  # 57 patches have none of the 19
     return {"bigearthnet_43": indices} | ({"bigearthnet_19": grouped} if grouped else {})
+
+
+def _cover(folder: str) -> LabelMap:
+    """Return the map of the 19 classes; codes that are in none of them are not labelled."""
+    codes = read_chip(f"{folder}/{Path(folder).name}_reference_map.tif", 1, zeros="data").pixels[0]
+    return map_of(codes, GROUP_OF_CODE, np.unique(codes).tolist())
 
 
 def _time(patch: str) -> datetime:

@@ -18,7 +18,7 @@ from pipeline.sensors import Sensor, load_sensor
 
 LABELS = _isprs.LABELS
 PLACES_PER_SHARD = 1
-IMAGE = re.compile(r"top_potsdam_(\d+)_(\d+)_(RGBIR|label)\.tif")
+IMAGE = re.compile(r"top_potsdam_(\d+)_(\d+)_(RGBIR|label(?:_noBoundary)?)\.tif")
 HEIGHT = re.compile(r"dsm_potsdam_(\d+)_(\d+)\.tif")
 TRAIN = [f"{row}_{column}" for row in range(2, 8) for column in (10, 11, 12)]
 TRAIN += [f"{row}_{column}" for row in (6, 7) for column in (7, 8, 9)]
@@ -34,7 +34,11 @@ def places(folder: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for path in walk(folder, ".tif"):
         if match := IMAGE.fullmatch(Path(path).name):
-            found[f"{match[1]}_{match[2]}"]["label" if match[3] == "label" else "image"] = path
+            files = found[f"{match[1]}_{match[2]}"]
+            if match[3] == "RGBIR":
+                files["image"] = path
+            else:
+                _isprs.keep_label(files, path)
         elif match := HEIGHT.fullmatch(Path(path).name):
             found[f"{int(match[1])}_{int(match[2])}"]["height"] = path
     found = {area: files for area, files in found.items() if "image" in files}

@@ -18,7 +18,7 @@ from pipeline.sensors import Sensor, load_sensor
 
 LABELS = _isprs.LABELS
 PLACES_PER_SHARD = 4
-NAME = re.compile(r"(top_mosaic_09cm|dsm_09cm_matching)_(area\d+)\.tif")
+NAME = re.compile(r"(top_mosaic_09cm|dsm_09cm_matching)_(area\d+)(?:_noBoundary)?\.tif")
 TRAIN = [f"area{n}" for n in (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26, 28, 30, 32, 34, 37)]
 TEST = [f"area{n}" for n in (2, 4, 6, 8, 10, 12, 14, 16, 20, 22, 24, 27, 29, 31, 33, 35, 38)]
 
@@ -32,8 +32,12 @@ def places(folder: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for path in map(Path, walk(folder, ".tif")):
         if match := NAME.fullmatch(path.name):
-            kind = "height" if match[1].startswith("dsm") else "image" if path.parent.name == "top" else "label"
-            found[match[2]][kind] = str(path)
+            if match[1].startswith("dsm"):
+                found[match[2]]["height"] = str(path)
+            elif path.parent.name == "top":
+                found[match[2]]["image"] = str(path)
+            else:
+                _isprs.keep_label(found[match[2]], str(path))
     found = {area: files for area, files in found.items() if "image" in files}
     if not found:
         raise InputError(f"no Vaihingen area under '{folder}'; expected top/top_mosaic_09cm_area<n>.tif")

@@ -64,8 +64,8 @@ def tiles(place: str, found: dict[str, str], grid: Grid) -> list[Tile]:
 
 def _on_ground_of(ms: Chip, pan: Chip, path: str) -> Chip:
     """Return the panchromatic pixels under the multispectral ones."""
-    assert ms.transform is not None  # both are placed
-    assert pan.transform is not None
+    assert ms.transform, "read_chip gives placed chips"
+    assert pan.transform, "read_chip gives placed chips"
     ratio = load_sensor(MS).gsd_m / load_sensor(PAN).gsd_m
     found = np.array([ms.transform.a / pan.transform.a, ms.transform.e / pan.transform.e])
     if np.abs(found / ratio - 1).max() > 0.01:

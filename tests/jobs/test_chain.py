@@ -130,7 +130,7 @@ def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path:
         (["ingest", "oscdd", "/tmp", "RUN"], "did you mean 'oscd'?"),
         (["ingest", "oscd", "/no/folder", "RUN"], "no OSCD city under '/no/folder'"),
         (["verify", "/no/archive"], "no archive at '/no/archive'"),
-        (["scan", "/no/folder"], "folder '/no/folder' does not exist"),
+        (["scan", "/no/folder"], "folder '/no/folder' is empty or does not exist"),
         (["scan", "/", "--sensor", "sentinel2"], "sensor 'sentinel2' is unknown"),
         (["report", "/no/run"], "'/no/run' is no run"),
         (["trane"], "job 'trane' is unknown"),

@@ -165,9 +165,9 @@ def test_wrong_bytes_are_never_pixels(archive: Archive, store: Proxy, fault: str
     assert len(archive.read("s_0", "sentinel1_grd", np.arange(4))[0]) == 4
 
 
-@pytest.mark.parametrize("fault", ["503", "truncated", "lost"])
-def test_a_store_that_never_recovers_is_one_line(archive: Archive, store: Proxy, fault: str) -> None:
-    store.for_ever = fault
+@pytest.mark.parametrize(("fault", "where"), [("503", ""), ("truncated", ""), ("lost", ""), ("503", "pixels/c/0")])
+def test_a_store_that_never_recovers_is_one_line(archive: Archive, store: Proxy, fault: str, where: str) -> None:
+    store.for_ever, store.where = fault, where
     with pytest.raises(
         InputError, match=r"cannot \w+.* 's3://stumbling/archive/.*' after several tries \(.+\); check the store"
     ) as caught:

@@ -1,25 +1,38 @@
+"""The order of samples is the plan's, however it is read: through the real stream, on a real cluster."""
+
+import time
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+import ray
 
-from pipeline.archive import open_archive
+from pipeline.archive import Archive, open_archive
+from pipeline.augment import AugmentConfig, dihedral
+from pipeline.crops import MultiCrop
 from pipeline.errors import InputError
-from pipeline.plan import Plan, SetPlan
-from pipeline.stream import Stream, collate, read_window, tile_times
-from pipeline.views import dihedral, samples, sensor_sets
+from pipeline.plan import CYCLE, Plan, SetPlan
+from pipeline.samples import SampleSource
+from pipeline.stream import MicroBatch, Stream, StreamConfig
+from pipeline.views import CrossSensor, DateStack, TemporalPair
 
 PAIR = ("sentinel2_l2a", "sentinel1_grd")
-
-
-def table(num_shards: int, per_shard: int) -> pd.DataFrame:
-    return pd.DataFrame({"shard": [f"s{i}" for i in range(num_shards) for _ in range(per_shard)]})
+SETS = [PAIR, ("sentinel2_l2a", "dsm")]
+NUM_STEPS = 9
+SEEN_AS_IS = StreamConfig(augment=AugmentConfig(symmetries=False))
 
 
 def make_plan(num_lanes: int = 4, batch_size: int = 3, num_shards: int = 9, per_shard: int = 5) -> SetPlan:
-    return SetPlan(("a",), table(num_shards, per_shard), num_lanes, batch_size, window_shards=2, seed=7)
+    shards = [f"s{i}" for i in range(num_shards)]
+    return SetPlan(("a",), shards, np.full(num_shards, per_shard), num_lanes, batch_size, window_shards=2, seed=7)
+
+
+def plan_of(source: SampleSource, sets: list[tuple[str, ...]], num_lanes: int = 4) -> Plan:
+    counts = source.count(sets)
+    return Plan([SetPlan(s, *counts[s], num_lanes, 4, 2, seed=1) for s in sets], [2.0, 1.0][: len(sets)])
 
 
 def test_a_pass_shows_every_sample_once() -> None:
@@ -34,19 +47,51 @@ def test_a_pass_shows_every_sample_once() -> None:
     assert seen == Counter(range(45))
 
 
+def test_windows_from_any_position_are_those_from_the_start() -> None:
+    plan = make_plan(num_lanes=2, num_shards=13, per_shard=7)
+    length = plan.lane_length(1)
+    whole = list(islice(plan.windows(1, 0), 40))
+    assert [w.start for w in whole[1:]] == [w.stop for w in whole[:-1]]
+    for position in (0, 1, 13, length - 1, length, 2 * length + 20):
+        given = next(plan.windows(1, position))
+        assert given.start <= position < given.stop
+        (same,) = [w for w in whole if w.start == given.start]
+        assert np.array_equal(given.shard, same.shard)
+        assert np.array_equal(given.number, same.number)
+    assert max(len(np.unique(w.shard)) for w in whole) == 2
+
+
 def test_few_shards_are_shared_by_many_lanes() -> None:
     plan = make_plan(num_lanes=4, num_shards=2, per_shard=10)
-    seen = [s for lane in range(4) for s in np.concatenate([w.samples for w in islice(plan.windows(lane, 0), 1)])]
+    seen = [
+        (s, n) for lane in range(4) for w in islice(plan.windows(lane, 0), 1) for s, n in zip(w.shard.tolist(), w.number.tolist())
+    ]
     assert all(plan.lane_length(lane) for lane in range(4))
-    assert len(seen) == len(set(seen))
+    assert len(seen) == len(set(seen)) == 20
+
+
+def test_lanes_are_even_where_shards_are_not() -> None:
+    sizes = np.random.default_rng(0).integers(1, 400, 500)
+    plan = SetPlan(("a",), [str(i) for i in range(500)], sizes, 8, 4, 4, seed=0)
+    lengths = [plan.lane_length(lane) for lane in range(8)]
+    assert sum(lengths) == sizes.sum()
+    assert max(lengths) - min(lengths) < 400
+    assert max(lengths) / min(lengths) < 1.01
 
 
 def test_steps_follow_the_weights_and_do_not_depend_on_the_start() -> None:
     plan = Plan([make_plan(), make_plan(), make_plan()], [6.0, 3.0, 1.0])
-    steps = list(plan.steps(0, 100))
-    assert Counter(s.sensor_set for s in steps) == {0: 60, 1: 30, 2: 10}
-    assert list(plan.steps(37, 100)) == steps[37:]
-    assert [s.index for s in steps if s.sensor_set == 1] == list(range(30))
+    steps = list(plan.steps(0, 2 * CYCLE + 100))
+    assert Counter(s.sensor_set for s in steps[:100]) == {0: 60, 1: 30, 2: 10}
+    assert Counter(s.sensor_set for s in steps[: 2 * CYCLE]) == {0: 1200, 1: 600, 2: 200}
+    for start in (37, CYCLE - 1, CYCLE, CYCLE + 1, 2 * CYCLE + 3):
+        assert list(plan.steps(start, 2 * CYCLE + 100)) == steps[start:]
+    assert [s.index for s in steps if s.sensor_set == 1] == list(range(630))
+    (late,) = plan.steps(10**12, 10**12 + 1)
+    assert late.index == 6 * 10**11
+    assert plan.taken(10**12 + 1) == [6 * 10**11 + 1, 3 * 10**11, 10**11]
+    rare = Plan([make_plan(), make_plan()], [1.0, 1e6])
+    assert Counter(s.sensor_set for s in rare.steps(0, CYCLE)) == {0: 1, 1: CYCLE - 1}
 
 
 def test_any_number_of_ranks_serves_each_lane_once() -> None:
@@ -57,145 +102,156 @@ def test_any_number_of_ranks_serves_each_lane_once() -> None:
     with pytest.raises(InputError, match="8 lanes cannot be shared evenly by 3 workers"):
         plan.lanes_of(0, 3, 0)
     with pytest.raises(InputError, match="3 samples of a for 4 lanes"):
-        SetPlan(("a",), table(1, 3), 4, 1, 1, 0)
-
-
-def test_samples_pair_tiles_nearest_in_time(archive: str) -> None:
-    opened = open_archive(archive)
-    catalog = opened.catalog()
-    pairs = samples(catalog, PAIR)
-    times = tile_times(catalog)
-    by_sensor = {n: catalog[catalog["sensor"] == n].groupby(["shard", "site"])["row"].apply(list) for n in PAIR}
-    assert len(pairs)
-    for row in pairs.itertuples():
-        chosen = {name: times[name][row.shard, getattr(row, name)] for name in PAIR}
-        gap = abs(chosen[PAIR[0]] - chosen[PAIR[1]])
-        fewest = min(PAIR, key=lambda n: (len(by_sensor[n][row.shard, row.site]), PAIR.index(n)))
-        other = next(n for n in PAIR if n != fewest)
-        others = [times[other][row.shard, r] for r in by_sensor[other][row.shard, row.site]]
-        assert gap == min(abs(chosen[fewest] - t) for t in others)
-    with pytest.raises(InputError, match="no site has all of sentinel2_l2a, ombria_sar"):
-        samples(catalog, ("sentinel2_l2a", "ombria_sar"))
-
-
-def test_default_sets_pair_everything_with_reflectance(archive: str) -> None:
-    opened = open_archive(archive)
-    found = {frozenset(s) for s in sensor_sets(opened.catalog(), opened.sensors)}
-    assert found == {frozenset(("sentinel2_l2a", other)) for other in ("sentinel1_grd", "rgb_aerial", "dsm")}
-
-
-def test_stream_delivers_the_plan_at_any_world_size_and_start(archive: str) -> None:
-    """The pixels of every micro-batch are those of the planned tiles, under one of the square's symmetries."""
-    opened = open_archive(archive)
-    catalog = opened.catalog()
-    train = catalog[catalog["split"] == "train"]
-    sets = [PAIR, ("sentinel2_l2a", "dsm")]
-    plan = Plan([SetPlan(s, samples(train, s), 2, 4, 2, seed=1) for s in sets], [2.0, 1.0])
-    times = tile_times(catalog)
-
-    def deliver(rank: int, world_size: int, start: int) -> dict[tuple[int, int], dict[str, np.ndarray]]:
-        stream = Stream(opened, plan, times, rank, world_size, start, 9)
-        return {(m.step.step, m.lane): {n: a.pixels for n, a in m.sensors.items()} for step in stream for m in step}
-
-    whole = deliver(0, 1, 0)
-    assert sorted(whole) == [(step, lane) for step in range(9) for lane in range(2)]
-    halves = deliver(0, 2, 0) | deliver(1, 2, 0)
-    late = deliver(0, 1, 5)
-    for key, sensors in whole.items():
-        for name, pixels in sensors.items():
-            assert np.array_equal(pixels, halves[key][name])
-            if key[0] >= 5:
-                assert np.array_equal(pixels, late[key][name])
-    for step in plan.steps(0, 9):
-        chosen = plan.sets[step.sensor_set]
-        for lane in range(2):
-            planned = chosen.samples.iloc[chosen.micro_batch(lane, step.index)]
-            for name in chosen.sensor_set:
-                for given, shard, row in zip(whole[step.step, lane][name], planned["shard"], planned[name]):
-                    stored, _ = opened.read(shard, name, np.array([row]))
-                    tile = opened.sensors[name].to_physical(stored[0])
-                    assert any(np.array_equal(given[0], dihedral(tile, s)) for s in range(8))
-
-
-def test_dihedral_has_eight_symmetries() -> None:
-    image = np.arange(9).reshape(3, 3)
-    assert len({dihedral(image, s).tobytes() for s in range(8)}) == 8
-    assert np.array_equal(dihedral(image, 0), image)
-
-
-def test_one_symmetry_moves_all_of_a_sample(archive: str) -> None:
-    """Pixels and validity of both sensors turn together; times and places are those of the catalog."""
-    opened = open_archive(archive)
-    catalog = opened.catalog()
-    plan = SetPlan(PAIR, samples(catalog, PAIR), 1, 24, 4, seed=3)
-    window = next(plan.windows(0, 0))
-    (step,) = Plan([plan], [1.0]).steps(0, 1)
-    given = collate(opened, plan, step, 0, read_window(opened, plan, tile_times(catalog), window))
-    indexed = catalog.set_index(["sensor", "shard", "row"])
-    used = set()
-    for number, planned in enumerate(plan.samples.iloc[window.samples].itertuples()):
-        fitting = set(range(8))
-        for name in PAIR:
-            row = getattr(planned, name)
-            stored, valid = opened.read(planned.shard, name, np.array([row]))
-            part, entry = given.sensors[name], indexed.loc[(name, planned.shard, row)]
-            tile = opened.sensors[name].to_physical(stored[0])
-            assert not np.array_equal(tile, dihedral(tile, 1))
-            fitting &= {
-                s
-                for s in range(8)
-                if np.array_equal(part.pixels[number, 0], dihedral(tile, s))
-                and np.array_equal(part.is_valid[number, 0], dihedral(valid[0], s) > 0)
-            }
-            assert part.time_days[number, 0] == pytest.approx((entry["time"] - pd.Timestamp(0, tz="UTC")).total_seconds() / 86_400)
-            assert given.lonlat_deg[number].tolist() == [entry["lon_deg"], entry["lat_deg"]]
-        assert len(fitting) == 1
-        used |= fitting
-    assert len(used) > 2
-
-
-def test_without_times_dates_are_paired_in_order() -> None:
-    catalog = pd.DataFrame(
-        [
-            {
-                "site": "x",
-                "shard": "s",
-                "sensor": sensor,
-                "order": order,
-                "row": 10 * order + base,
-                "time": pd.NaT,
-                "lon_deg": np.nan,
-                "lat_deg": np.nan,
-            }
-            for sensor, base, dates in (("a", 0, 2), ("b", 1, 3))
-            for order in range(dates)
-        ]
-    )
-    found = samples(catalog, ("b", "a"))
-    assert found[["a", "b"]].to_numpy().tolist() == [[0, 1], [10, 11]]
-    assert len(samples(catalog, ("b",))) == 3
-
-
-def test_every_world_size_sees_the_same_global_batches() -> None:
-    plan = Plan([make_plan(num_lanes=4), make_plan(num_lanes=8)], [2.0, 1.0])
-    orders = []
-    for world_size in (1, 2, 4):
-        order = []
-        for step in plan.steps(0, 12):
-            chosen = plan.sets[step.sensor_set]
-            lanes = {
-                lane: chosen.micro_batch(lane, step.index)
-                for rank in range(world_size)
-                for lane in plan.lanes_of(rank, world_size, step.sensor_set)
-            }
-            order.append(np.concatenate([lanes[lane] for lane in sorted(lanes)]).tolist())
-        orders.append(order)
-    assert orders[0] == orders[1] == orders[2]
-    assert len({tuple(batch) for batch in orders[0]}) == 12
-    assert all(len(batch) in (12, 24) for batch in orders[0])
+        make_plan(num_shards=1, per_shard=3)
 
 
 def test_weights_must_be_positive_and_one_a_set() -> None:
     for weights in ([1.0], [1.0, 0.0]):
         with pytest.raises(InputError, match="2 sensor sets need as many positive weights, found"):
             Plan([make_plan(), make_plan()], weights)
+
+
+@pytest.fixture(scope="module")
+def opened(archive: str) -> Archive:
+    return open_archive(archive)
+
+
+def deliver(
+    source: SampleSource, plan: Plan, rank: int, world_size: int, start: int, config: StreamConfig
+) -> dict[tuple[int, int], MicroBatch]:
+    stream = Stream(source, plan, rank, world_size, start, NUM_STEPS, config)
+    return {(m.step.step, m.lane): m for step in stream for m in step}
+
+
+def assert_same(one: MicroBatch, other: MicroBatch) -> None:
+    assert np.array_equal(one.sample, other.sample)
+    assert np.array_equal(one.lonlat_deg, other.lonlat_deg, equal_nan=True)
+    assert len(one.crops) == len(other.crops)
+    for given, expected in zip((one.sensors, *one.crops), (other.sensors, *other.crops)):
+        assert given.keys() == expected.keys()
+        for name in given:
+            for part in ("pixels", "is_valid", "is_present", "time_days"):
+                found, wanted = getattr(given[name], part), getattr(expected[name], part)
+                assert found.dtype == wanted.dtype
+                assert np.array_equal(found, wanted, equal_nan=part in ("pixels", "time_days")), (name, part)
+
+
+@pytest.mark.parametrize("decode", ["trainer", "cpu_nodes"])
+def test_every_world_size_and_start_gives_the_same_global_batches(opened: Archive, decode: str) -> None:
+    """The samples are the plan's and the bytes the same, at 1, 2 and 4 ranks and from any step."""
+    source, config = SampleSource(opened, CrossSensor()), StreamConfig(decode=decode)  # type: ignore[arg-type]
+    plan = plan_of(source, SETS)
+    whole = deliver(source, plan, 0, 1, 0, config)
+    assert sorted(whole) == [(step, lane) for step in range(NUM_STEPS) for lane in range(4)]
+    for step in plan.steps(0, NUM_STEPS):
+        for lane in range(4):
+            planned = plan.sets[step.sensor_set].micro_batch(lane, step.index)
+            assert whole[step.step, lane].sample.tolist() == planned.tolist()
+    for world_size, start in ((2, 0), (4, 0), (2, 5), (1, 8)):
+        parts: dict[tuple[int, int], MicroBatch] = {}
+        for rank in range(world_size):
+            parts |= deliver(source, plan, rank, world_size, start, config)
+        assert sorted(parts) == [key for key in sorted(whole) if key[0] >= start]
+        for key, micro in parts.items():
+            assert_same(micro, whole[key])
+
+
+@pytest.mark.parametrize("view", [CrossSensor(), TemporalPair(), DateStack(3)])
+def test_both_ways_of_decoding_give_the_same_bits(opened: Archive, view: object) -> None:
+    source = SampleSource(opened, view)  # type: ignore[arg-type]
+    config = StreamConfig(
+        augment=AugmentConfig(brightness=0.2, contrast=0.2, speckle_looks=4, crop_area=(0.5, 1)), crops=MultiCrop(2, 320, 2, 160)
+    )
+    plan = plan_of(source, [PAIR], num_lanes=2)
+    by_trainer = deliver(source, plan, 0, 1, 3, replace(config, decode="trainer"))
+    by_tasks = deliver(source, plan, 0, 1, 3, replace(config, decode="cpu_nodes", threads=1))
+    assert len(by_trainer) == 2 * (NUM_STEPS - 3)
+    assert by_trainer.keys() == by_tasks.keys()
+    for key, micro in by_trainer.items():
+        assert_same(micro, by_tasks[key])
+
+
+def test_a_micro_batch_holds_the_tiles_of_the_catalog(opened: Archive) -> None:
+    """Pixels, validity, times and places are those of the planned tiles; absent ones are nowhere valid."""
+    source = SampleSource(opened, DateStack(3))
+    plan = plan_of(source, [PAIR], num_lanes=2)
+    chosen, catalog = plan.sets[0], opened.catalog().set_index(["sensor", "shard", "row"])
+    samples = {shard: source.of_shard(shard, PAIR) for shard in chosen.shards}
+    absent = 0
+    for micro in deliver(source, plan, 0, 1, 0, SEEN_AS_IS).values():
+        for place, sample in enumerate(micro.sample.tolist()):
+            where = int(np.searchsorted(chosen.first, sample, "right")) - 1
+            shard, number = chosen.shards[where], sample - chosen.first[where]
+            for name, arrays in micro.sensors.items():
+                for date, row in enumerate(samples[shard].rows[name][number].tolist()):
+                    assert arrays.is_present[place, date] == (row >= 0)
+                    if row < 0:
+                        assert not arrays.is_valid[place, date].any()
+                        assert np.isnan(arrays.time_days[place, date])
+                        absent += 1
+                        continue
+                    stored, valid = opened.read(shard, name, np.array([row]))
+                    entry = catalog.loc[(name, shard, row)]
+                    assert np.array_equal(arrays.pixels[place, date], opened.sensors[name].to_physical(stored[0]))
+                    assert np.array_equal(arrays.is_valid[place, date], valid[0] > 0)
+                    assert arrays.time_days[place, date] == pytest.approx(entry["time"].timestamp() / 86_400)
+                    assert micro.lonlat_deg[place].tolist() == [entry["lon_deg"], entry["lat_deg"]]
+    assert absent
+
+
+def test_one_symmetry_moves_all_of_a_sample(opened: Archive) -> None:
+    source = SampleSource(opened, CrossSensor())
+    plan = plan_of(source, [PAIR], num_lanes=2)
+    still, turned = deliver(source, plan, 0, 1, 0, SEEN_AS_IS), deliver(source, plan, 0, 1, 0, StreamConfig())
+    used = set()
+    for key, micro in still.items():
+        for place in range(len(micro.sample)):
+            fitting = {
+                s
+                for s in range(8)
+                if all(
+                    np.array_equal(dihedral(getattr(a, part)[place], s), getattr(turned[key].sensors[n], part)[place])
+                    for n, a in micro.sensors.items()
+                    for part in ("pixels", "is_valid")
+                )
+            }
+            assert len(fitting) == 1
+            used |= fitting
+    assert used == set(range(8))
+
+
+def test_killed_and_resumed_is_unbroken(opened: Archive, tmp_path: Path) -> None:
+    """A rank is killed while it reads; another goes on from the last step that was written down."""
+
+    @ray.remote(num_cpus=0)
+    class Rank:
+        def run(self, source: SampleSource, plan: Plan, start: int, folder: Path) -> None:
+            for micro_batches in Stream(source, plan, 0, 1, start, 150, StreamConfig()):
+                text = " ".join(str(m.sample.tolist()) for m in micro_batches)
+                (folder / f"{micro_batches[0].step.step:04d}").write_text(text)
+
+    source = SampleSource(opened, CrossSensor())
+    plan, unbroken, killed = plan_of(source, SETS), tmp_path / "unbroken", tmp_path / "killed"
+    unbroken.mkdir()
+    killed.mkdir()
+    ray.get(Rank.remote().run.remote(source, plan, 0, unbroken))  # type: ignore[attr-defined]
+    rank = Rank.remote()  # type: ignore[attr-defined]
+    rank.run.remote(source, plan, 0, killed)
+    while len(list(killed.iterdir())) < 20:
+        time.sleep(0.01)
+    ray.kill(rank)
+    time.sleep(0.5)
+    done = len(list(killed.iterdir()))
+    assert 20 <= done < 150
+    ray.get(Rank.remote().run.remote(source, plan, done - 1, killed))  # type: ignore[attr-defined]
+    steps = [path.read_text() for path in sorted(unbroken.iterdir())]
+    assert len(steps) == 150
+    assert [path.read_text() for path in sorted(killed.iterdir())] == steps
+
+
+def test_a_shard_that_lost_samples_is_one_line(opened: Archive) -> None:
+    source = SampleSource(opened, CrossSensor())
+    plan = plan_of(source, [PAIR], num_lanes=2)
+    grown = replace(plan.sets[0], sizes=plan.sets[0].sizes + 50)
+    with pytest.raises(InputError, match=r"shard '.+' of '.+' has changed since the run began; start a new run"):
+        deliver(source, Plan([grown], [1.0]), 0, 1, 0, StreamConfig())

@@ -95,6 +95,29 @@ def test_v2_by_its_metadata(tmp_path: Path) -> None:
     assert values == pytest.approx([(1000 + band.gsd_m) / 10_000 for band in load_sensor("sentinel2_l2a").bands], rel=1e-5)
     assert load_sensor("sentinel1_grd").to_physical(radar.pixels).mean(axis=(1, 2)).tolist() == pytest.approx([-10, -11])
     assert optical.labels == radar.labels == {"bigearthnet_19": [2, 17]}
+    assert optical.maps == {}
+
+
+def test_v2_reference_maps_are_no_patches(tmp_path: Path) -> None:
+    """Their folders have the patches' names."""
+    patch = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_61_39"
+    write_v2(tmp_path, patch, RADAR)
+    codes = np.full((120, 120), 211, np.uint16)
+    codes[:30], codes[30:40], codes[40:50] = 512, 122, 999  # water bodies; roads, which are in none of the 19; no data
+    reference = tmp_path / "Reference_Maps" / patch.rsplit("_", 2)[0] / patch / f"{patch}_reference_map.tif"
+    write_tif(reference, codes, transform=(10, 0, 373_200, 0, -10, 5_353_200))
+    pd.DataFrame([row(patch, "train", RADAR)]).to_parquet(tmp_path / "metadata.parquet")
+    found = bigearthnet.places(str(tmp_path))[patch]
+    tiles = bigearthnet.tiles(patch, found, GRID)
+    assert [tile.sensor for tile in tiles] == ["sentinel2_l2a", "sentinel1_grd"]
+    for tile in tiles:
+        cover = tile.maps["bigearthnet_cover"]
+        assert cover.is_labelled.sum(axis=1).tolist() == [120] * 30 + [0] * 20 + [120] * 70
+        assert [CLASSES_19[cover.classes[line, 0]] for line in (0, 119)] == ["Inland waters", "Arable land"]
+    assert bigearthnet.tiles(patch, found, Grid(600))[0].maps["bigearthnet_cover"].counts(19)[17] == 30 * 60
+    write_tif(reference, codes[:60])
+    with pytest.raises(InputError, match=r"BigEarthNet-S2/.*' is 120 x 120 px, expected 60 x 120 px"):
+        bigearthnet.tiles(patch, found, GRID)
 
 
 def test_faults_are_one_line(tmp_path: Path) -> None:

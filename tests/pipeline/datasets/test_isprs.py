@@ -67,6 +67,20 @@ def test_potsdam_lies_on_the_ground_and_short_heights_are_filled_with_no_data(tm
         isprs_potsdam.tiles("3_10", write_potsdam(tmp_path, 3, 10, missing_rows=10), Grid(site_size_m=7))
 
 
+def test_labels_with_all_pixels_before_eroded_ones(tmp_path: Path) -> None:
+    found = write_potsdam(tmp_path, 2, 10)
+    whole = Path(found["label"])
+    eroded = write_tif(tmp_path / "5_Labels_noBoundary" / "top_potsdam_2_10_label_noBoundary.tif", colours(140), transform=POTSDAM)
+    assert isprs_potsdam.places(str(tmp_path))["2_10"]["label"] == str(whole)
+    whole.unlink()
+    assert isprs_potsdam.places(str(tmp_path))["2_10"]["label"] == str(eroded)
+    whole = Path(write_vaihingen(tmp_path, "area1")["label"])
+    eroded = write_tif(tmp_path / "eroded" / "top_mosaic_09cm_area1_noBoundary.tif", colours(140), crs=None)
+    assert isprs_vaihingen.places(str(tmp_path))["area1"]["label"] == str(whole)
+    whole.unlink()
+    assert isprs_vaihingen.places(str(tmp_path))["area1"]["label"] == str(eroded)
+
+
 @pytest.mark.parametrize(("layout", "num_train", "num_test"), [(isprs_vaihingen, 16, 17), (isprs_potsdam, 24, 14)])
 def test_published_splits_with_some_of_train_held_out(layout, num_train: int, num_test: int) -> None:
     areas = {area: {} for area in (*layout.TRAIN, *layout.TEST)}
