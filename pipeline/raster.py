@@ -17,7 +17,7 @@ from pipeline import cube
 from pipeline.alignment import UNMOVED, Alignment
 from pipeline.errors import InputError
 
-CACHE_MB = 128
+CACHE_BYTES = 128 * 2**20
 """Memory for decoded blocks in each process; GDAL's own limit is a twentieth of the machine's, and as much for each worker."""
 # Formats that hold their own pixels: a VRT, or a web service, could lead anywhere.
 DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "JP2KAK", "HFA", "ENVI")
@@ -26,7 +26,7 @@ DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "JP2KAK", "HFA", "ENVI")
 @contextmanager
 def open_raster(href: str) -> Iterator[rasterio.DatasetReader]:
     """Open `href` (local path, `s3://` or `https://`); an unreadable file is an `InputError` with the reason."""
-    options: dict[str, str | bool | int] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": CACHE_MB}
+    options: dict[str, str | bool | int] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": CACHE_BYTES}
     path = href
     if href.startswith("s3://"):
         path = "/vsis3/" + href.removeprefix("s3://")

@@ -27,7 +27,7 @@ from tests.bench.simulated_pairs import Pair, half_hidden, planet_pairs, spoiled
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 WRONG_PX = 0.5
 HIDDEN_SHARES = (0.5, 0.8, 0.95)
-AROSICS_SPACING_PX = 100
+AROSICS_SPACING_PX = 150
 AROSICS_SECONDS = 900.0
 
 

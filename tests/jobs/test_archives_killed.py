@@ -52,9 +52,7 @@ class Nodes:
     def kill_worker(self, rng: np.random.Generator) -> bool:
         """Kill one process that writes a shard; False where none does."""
         raylets = [process.process.pid for node in self._workers for process in node.all_processes["raylet"]]
-        writing = [
-            c for pid in raylets for c in psutil.Process(pid).children() if "_write_shard" in c.name() + "".join(c.cmdline())
-        ]
+        writing = [child for pid in raylets for child in psutil.Process(pid).children() if _is_writing(child)]
         if writing:
             writing[int(rng.integers(len(writing)))].kill()
         return bool(writing)
@@ -66,6 +64,13 @@ class Nodes:
     def stop(self) -> None:
         self._cluster.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _is_writing(process: psutil.Process) -> bool:
+    try:
+        return "_write_shard" in process.name() + "".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 @pytest.fixture(scope="module")

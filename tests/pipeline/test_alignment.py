@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import rasterio
 from odc.geo.geobox import GeoBox
+from rasterio.env import get_gdal_config
 from rasterio.transform import from_origin
 from scipy import ndimage
 
 from pipeline.alignment import PIECE_ERROR_PX, UNMOVED, Alignment
 from pipeline.displacement import Field, constant
-from pipeline.raster import read_on_grid
+from pipeline.raster import CACHE_BYTES, open_raster, read_on_grid
 
 CRS = "EPSG:32633"
 GRID = GeoBox((256, 256), from_origin(500_000, 5_000_000, 10, 10), CRS)
@@ -43,6 +44,12 @@ def test_unmoved_reads_what_is_stored(file: str) -> None:
     with rasterio.open(file) as source:
         np.testing.assert_array_equal(pixels, source.read())
     assert is_valid.all()
+
+
+def test_decoded_blocks_have_megabytes(file: str) -> None:
+    """GDAL takes the number as bytes here; 128 of them would decode every block again for every piece."""
+    with open_raster(file):
+        assert get_gdal_config("GDAL_CACHEMAX") == CACHE_BYTES == 128 * 2**20
 
 
 def test_whole_pixels_are_moved_without_interpolation(file: str) -> None:
