@@ -112,12 +112,12 @@ class Engine:
         return int(state["next_step"])
 
     def gather_master_weights(self) -> dict[str, torch.Tensor]:
-        """Return all parameters in float32 by name; every rank must call it, and every rank gets them."""
+        """Return all parameters, in float32, and buffers by name; every rank must call it, and every rank gets them."""
         weights = {}
         for name, parameter in self._deepspeed.module.named_parameters():
             full = safe_get_full_fp32_param(parameter)
             weights[name] = (parameter.detach().float() if full is None else full).cpu().clone()
-        return weights
+        return weights | {name: buffer.detach().cpu().clone() for name, buffer in self._deepspeed.module.named_buffers()}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

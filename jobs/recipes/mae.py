@@ -23,11 +23,17 @@ class MaeRecipe:
 
     backbone: VitConfig
     token_size_m: float
-    objective: MaeConfig
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    mask_ratio: float = 0.75
+    normalise_patches: bool = True
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Mae:
-        return Mae(EncoderConfig(self.backbone, self.token_size_m, sensors, hidden="absent"), self.objective, generator)
+        decoder = VitConfig(self.decoder_width, self.decoder_depth, self.decoder_heads, has_class_token=False)
+        encoder = EncoderConfig(self.backbone, self.token_size_m, sensors, hidden="absent")
+        return Mae(encoder, MaeConfig(decoder, self.mask_ratio, self.normalise_patches), generator)
 
 
 def mae() -> MaeRecipe:
@@ -40,7 +46,9 @@ def mae() -> MaeRecipe:
     return MaeRecipe(
         VitConfig(embed_dim=128, depth=6, num_heads=4),
         token_size_m=40.0,
-        objective=MaeConfig(VitConfig(embed_dim=96, depth=2, num_heads=4, has_class_token=False)),
+        decoder_width=96,
+        decoder_depth=2,
+        decoder_heads=4,
         train=TrainConfig(num_steps=600, view=Single(), optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=60)),
     )
 
@@ -51,7 +59,9 @@ def mae_tiny() -> MaeRecipe:
     return replace(
         recipe,
         backbone=VitConfig(embed_dim=48, depth=2, num_heads=2),
-        objective=MaeConfig(VitConfig(embed_dim=32, depth=1, num_heads=2, has_class_token=False)),
+        decoder_width=32,
+        decoder_depth=1,
+        decoder_heads=2,
         train=replace(recipe.train, num_steps=60, batch_size=8, checkpoint_every=20, optimiser=OptimiserConfig(warmup_steps=10)),
     )
 
@@ -82,7 +92,6 @@ def _published(size: str) -> MaeRecipe:
     return MaeRecipe(
         vit_size(size),
         token_size_m=10.0 * patch,
-        objective=MaeConfig(VitConfig(embed_dim=512, depth=8, num_heads=16, has_class_token=False)),
         train=TrainConfig(
             num_steps=800 * per_epoch,
             batch_size=batch // lanes,
