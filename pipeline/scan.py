@@ -189,6 +189,7 @@ def _cube_parts(href: str, names: list[str], given: Given) -> list[Part]:
             variable.dtype, variable.crs.to_string(), variable.transform, variable.shape,
             variable.scale, variable.offset, variable.nodata, variable.unit,
         )  # fmt: skip
+        made = []
         for time in dict.fromkeys(layer.time for layer in variable.layers):
             layers = [layer for layer in variable.layers if layer.time == time]
             when = time or _named_time(names[:1]) or given.time
@@ -197,8 +198,10 @@ def _cube_parts(href: str, names: list[str], given: Given) -> list[Part]:
             name = PurePosixPath(href).stem + (f"_{when:%Y%m%dT%H%M%S}" if time else "")
             bands, indexes = tuple(sensor.band(layer.band).name for layer in layers), tuple(layer.index for layer in layers)
             part = Part((href, name), href, sensor, _utc(when), facts, bands, indexes, variable.name)
-            parts.append(_with_numbers(part, given, None, names))
-            _check_numbers(cube.sample(href, variable.name, indexes[0], SAMPLE_PX), parts[-1])
+            made.append(_with_numbers(part, given, None, names))
+        # One date speaks for all: opening the file costs more than everything else.
+        _check_numbers(cube.sample(href, variable.name, made[0].indexes[0], SAMPLE_PX), made[0])
+        parts += made
     return parts
 
 
