@@ -1,5 +1,8 @@
 import json
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -162,3 +165,21 @@ def test_a_catalog_beside_the_folder_names_files_in_full(tmp_path: Path) -> None
     assert scene.assets[0].href == str(tmp_path / "scenes" / "a.tif")
     bounds = scene.footprint.to_crs("EPSG:32632").boundingbox
     np.testing.assert_allclose(bounds.bbox, (WEST, NORTH - 640, WEST + 640, NORTH), atol=0.5)
+
+
+def test_a_catalog_and_its_files_are_read_over_http(tmp_path: Path) -> None:
+    record = good(tmp_path)
+    (tmp_path / "scenes.json").write_text(json.dumps({"type": "FeatureCollection", "features": [record]}))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        (scene,), refused = read_scenes(f"{url}/scenes.json")
+        assert refused == {}
+        assert scene.assets[0].href == f"{url}/good.tif"
+        values, is_valid = scene.read(grid(), ("VV",))
+        with pytest.raises(InputError, match="no STAC catalog at"):
+            read_scenes(f"{url}/other.json")
+        server.shutdown()
+    assert is_valid.all()
+    np.testing.assert_allclose(values[0], counts()[0] * 0.01, rtol=1e-6)
