@@ -10,8 +10,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.sensors import Sensor
-
-RADAR = ("sigma0", "gamma0")
+from pipeline.units import BACKSCATTER
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def augment(sensors: dict[str, SensorArrays], config: AugmentConfig, rng: np.ran
             arrays = turn(arrays, symmetries)
         if is_reflectance(arrays.sensor) and (config.brightness or config.contrast):
             arrays = light(arrays, config.brightness, config.contrast, rng)
-        if arrays.sensor.quantity in RADAR and config.speckle_looks:
+        if arrays.sensor.quantity in BACKSCATTER and config.speckle_looks:
             arrays = speckle(arrays, config.speckle_looks, rng)
         result[name] = arrays
     return result
@@ -121,7 +120,7 @@ def crop(arrays: SensorArrays, corner: np.ndarray, side: np.ndarray) -> SensorAr
     weights = [_weights(corner[:, axis], side, arrays.pixels.shape[axis - 2]) for axis in (0, 1)]
     (y, x), (near_y, near_x) = weights, [(w > 0).astype(np.float32) for w in weights]
     pixels = np.where(arrays.is_valid[:, :, None], arrays.pixels, 0)
-    in_db = arrays.sensor.quantity in RADAR
+    in_db = arrays.sensor.quantity in BACKSCATTER
     pixels = np.power(10, pixels / 10) if in_db else pixels
     pixels = y[:, None, None] @ pixels @ x[:, None, None].swapaxes(-1, -2)
     pixels = 10 * np.log10(pixels) if in_db else pixels
