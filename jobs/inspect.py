@@ -9,7 +9,8 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from pipeline import storage
-from pipeline.archive import MAPS, Archive, open_archive
+from pipeline.archive import Archive, open_archive
+from pipeline.shard import MAPS
 
 EARTH_RADIUS_M = 6_371_000.0
 

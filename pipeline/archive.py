@@ -7,64 +7,29 @@ its own catalog rows and statistics, so that both can be had again from it. What
 
 import hashlib
 import io
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import zarr
-from shapely.geometry.base import BaseGeometry
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.errors import UnstableSpecificationWarning
 
 from pipeline import reader, storage
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, LabelMap
-from pipeline.registration import REFERENCE, Registration
 from pipeline.sensors import Sensor, sensor_from_dict
-from pipeline.statistics import SensorStatistics, read_table, statistics_of, write_table
+from pipeline.shard import MAPS, STATISTICS, Tile, write_shard
+from pipeline.statistics import SensorStatistics, read_table
 
 SCHEMA_VERSION = 2  # 2: a crc32c after every tile, shards carry their catalog rows and statistics
 INDEX = "archive.json"
 ROWS = "catalog.parquet"
-STATISTICS = "statistics.parquet"
-MAPS = "labels"
 NUM_READERS = 16
 TILE_COLUMNS = ("shard", "site", "sensor", "time", "order", "row", "split", "lon_deg", "lat_deg")
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One sensor's pixels over one site at one time, with what the catalog says of it.
-
-    `pixels` (band, y, x) in the sensor's stored dtype; `is_valid` (y, x) bool. Without a CRS, `geometry` and
-    `transform` are None and `site` only says which chips belong together. `order` ranks the dates of a site. `maps` are
-    the labels of kind 'map', on the tile's own pixels; the catalog says how many pixels of each class they have.
-    """
-
-    sensor: str
-    site: str
-    pixels: np.ndarray
-    is_valid: np.ndarray
-    time: datetime | None
-    order: int
-    scene: str
-    crs: str | None = None
-    transform: tuple[float, ...] | None = None
-    geometry: BaseGeometry | None = None
-    registration: Registration = REFERENCE
-    cloud_fraction: float = 0.0
-    labels: Mapping[str, float | list[int]] = field(default_factory=dict)
-    maps: Mapping[str, LabelMap] = field(default_factory=dict)
 
 
 class DamagedShard(InputError):
@@ -172,7 +137,7 @@ class Archive:
             storage.write_bytes(self._empty_url(shard), inputs.encode())
             return 0
         with storage.staged_folder(self.shard_url(shard)) as folder:
-            rows = _write_shard(folder, tiles, self)
+            rows = write_shard(folder, tiles, self.sensors, self.labels, self.grid)
             digest = storage.folder_digest(str(folder))
             for row in rows:
                 row |= {"shard": shard, "split": split if isinstance(split, str) else split[row["site"]]}
@@ -254,101 +219,12 @@ class Archive:
         return storage.read_json(url)
 
 
-def _write_shard(folder: Path, tiles: list[Tile], archive: Archive) -> list[dict[str, Any]]:
-    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
-    rows, statistics = [], {}
-    for name in sorted({tile.sensor for tile in tiles}):
-        chosen, sensor = [tile for tile in tiles if tile.sensor == name], archive.sensors[name]
-        part = group.create_group(name)
-        _write_sensor(part, chosen, sensor, archive.grid)
-        for label in sorted({label for tile in chosen for label in tile.maps}):
-            _write_map(part.create_group(f"{MAPS}/{label}"), label, chosen, archive.labels[label])
-        rows += [_row(tile, index, archive.labels) for index, tile in enumerate(chosen)]
-        statistics[name] = statistics_of(sensor, ((tile.pixels, tile.is_valid) for tile in chosen))
-    (folder / STATISTICS).write_bytes(write_table(statistics))
-    return rows
-
-
 def _part_content(rows: list[dict[str, Any]]) -> bytes:
     frame = gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
     frame["time"] = pd.to_datetime(frame["time"], utc=True)
     buffer = io.BytesIO()
     frame.to_parquet(buffer)
     return buffer.getvalue()
-
-
-def _write_sensor(group: zarr.Group, tiles: list[Tile], sensor: Sensor, grid: Grid) -> None:
-    shape = (len(sensor.bands), *sensor.tile_shape(grid.site_size_m))
-    for tile in tiles:
-        if tile.pixels.shape != shape or tile.pixels.dtype != sensor.dtype or tile.is_valid.shape != shape[1:]:
-            raise ValueError(f"tile of {sensor.name} is {tile.pixels.shape} {tile.pixels.dtype}, expected {shape} {sensor.dtype}")
-    attributes: dict[str, Any] = {"units": sensor.unit, "long_name": sensor.quantity}
-    if (sensor.scale, sensor.offset) != (1.0, 0.0):
-        attributes |= {"scale_factor": sensor.scale, "add_offset": sensor.offset}
-    _write_array(group, "pixels", np.stack([t.pixels for t in tiles]), ("tile", "band", "y", "x"), attributes)
-    _write_array(group, "valid", np.stack([t.is_valid for t in tiles]), ("tile", "y", "x"), {})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnstableSpecificationWarning)  # fixed-width strings, readable by xarray
-        group.create_array("band", data=np.array(sensor.band_names), dimension_names=("band",))
-        group.create_array("site", data=np.array([t.site for t in tiles]), dimension_names=("tile",))
-    seconds = np.array([np.iinfo("int64").min if t.time is None else int(t.time.timestamp()) for t in tiles])
-    time: dict[str, Any] = {
-        "units": "seconds since 1970-01-01",
-        "calendar": "proleptic_gregorian",
-        "_FillValue": int(np.iinfo("int64").min),
-    }
-    group.create_array("time", data=seconds, dimension_names=("tile",), attributes=time)
-
-
-def _write_map(group: zarr.Group, name: str, tiles: list[Tile], label: Label) -> None:
-    """Write label `name` of the tiles as CF tells categories; a tile without it is labelled nowhere."""
-    shape = tiles[0].is_valid.shape
-    nowhere = LabelMap(np.zeros(shape, np.uint8), np.zeros(shape, bool))
-    maps = [tile.maps.get(name, nowhere) for tile in tiles]
-    for found in maps:
-        if {found.classes.shape, found.is_labelled.shape} != {shape} or found.classes.dtype != np.uint8:
-            raise ValueError(f"map '{name}' is {found.classes.shape} {found.classes.dtype}, expected {shape} uint8")
-    classes = np.stack([np.where(found.is_labelled, found.classes, 0) for found in maps])
-    attributes = {**label.flags(), "ancillary_variables": "labelled"}
-    _write_array(group, "classes", classes.astype(np.uint8), ("tile", "y", "x"), attributes)
-    _write_array(group, "labelled", np.stack([found.is_labelled for found in maps]), ("tile", "y", "x"), {})
-
-
-def _write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tuple[str, ...], attributes: dict) -> None:
-    array = group.create_array(
-        name,
-        shape=data.shape,
-        chunks=(1, *data.shape[1:]),
-        shards=data.shape,
-        dtype=data.dtype,
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=data.dtype.itemsize), Crc32cCodec()],
-        dimension_names=dimensions,
-        attributes=attributes,
-        config={"write_empty_chunks": True},  # every tile has its checksum, also one of zeros
-    )
-    array[:] = data
-
-
-def _row(tile: Tile, index: int, labels: dict[str, Label]) -> dict[str, Any]:
-    counts = {name: found.counts(len(labels[name].classes)) for name, found in tile.maps.items()}
-    centre = tile.geometry.centroid if tile.geometry is not None else None
-    return {
-        "site": tile.site,
-        "sensor": tile.sensor,
-        "time": tile.time,
-        "order": tile.order,
-        "row": index,
-        "scene": tile.scene,
-        "crs": tile.crs,
-        "transform": list(tile.transform) if tile.transform else None,
-        "geometry": tile.geometry,
-        "lon_deg": centre.x if centre else np.nan,
-        "lat_deg": centre.y if centre else np.nan,
-        **asdict(tile.registration),
-        "valid_fraction": float(tile.is_valid.mean()),
-        "cloud_fraction": tile.cloud_fraction,
-        "labels": json.dumps({**tile.labels, **counts}),
-    }
 
 
 def is_archive(url: str) -> bool:

@@ -18,13 +18,13 @@ from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from scipy import ndimage
 
-from pipeline.archive import Tile
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import LabelMap
 from pipeline.raster import open_raster
 from pipeline.registration import REFERENCE, Registration
 from pipeline.sensors import Sensor
+from pipeline.shard import Tile
 
 MIN_VALID_FRACTION = 0.3
 REFLECTANCE = 1e-4  # Sentinel-2 files hold reflectance x 10000

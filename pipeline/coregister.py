@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from shapely import STRtree
 
 from pipeline.alignment import UNMOVED, Alignment, aligned, unaligned
-from pipeline.archive import Label, Tile
+from pipeline.archive import Label
 from pipeline.errors import InputError
 from pipeline.grid import Grid, ShardCell, Site, zone_crs, zone_number
 from pipeline.matching import Points
@@ -24,6 +24,7 @@ from pipeline.raster import open_raster, read_on_grid
 from pipeline.registration import MAX_POINTS, WINDOW_PX, Coarse, coarse_shift, conclude, tie_points
 from pipeline.scene import Scene
 from pipeline.sensors import Sensor
+from pipeline.shard import Tile
 
 BLOCK_PX = 2048
 STRUCTURE_WAVELENGTHS_NM = (560.0, 665.0, 842.0)

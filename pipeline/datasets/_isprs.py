@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import Chip, cut_tiles, read_chip
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, LabelMap
 from pipeline.sensors import Sensor
+from pipeline.shard import Tile
 from pipeline.splits import hold_out
 
 COLOURS = {

@@ -26,13 +26,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.archive import NUM_READERS, Tile
+from pipeline.archive import NUM_READERS
 from pipeline.chips import REFLECTANCE, cut_tiles, read_bands, read_chip
 from pipeline.datasets._corine import CLASSES_19, CLASSES_43, GROUP_OF, GROUP_OF_CODE
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, LabelMap, map_of
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import split_places
 
 LABELS = {

@@ -7,11 +7,11 @@ files. Published splits: see `_eurosat`. Without one, all patches of a square of
 
 from dataclasses import replace
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, cut_tiles, read_chip
 from pipeline.datasets import _eurosat
 from pipeline.grid import Grid
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import ground_squares, split_places
 
 LABELS, PLACES_PER_SHARD = _eurosat.LABELS, _eurosat.PLACES_PER_SHARD

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import Chip, cut_tiles, read_image
 from pipeline.datasets import _eurosat
 from pipeline.grid import Grid
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import split_places
 
 LABELS, PLACES_PER_SHARD = _eurosat.LABELS, _eurosat.PLACES_PER_SHARD

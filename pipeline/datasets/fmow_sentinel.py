@@ -15,12 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, cut_tiles, read_chip, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 
 SENSOR = "sentinel2_l1c"
 CLASSES = (

@@ -9,12 +9,12 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from pipeline.archive import Tile
 from pipeline.chips import walk
 from pipeline.datasets import _isprs
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 
 LABELS = _isprs.LABELS
 PLACES_PER_SHARD = 1

@@ -17,12 +17,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, Chip, cut_tiles, read_chip, read_image, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, map_of
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import split_places
 
 LABELS = {"landslide": Label("map", "tile", ("stable", "landslide"))}

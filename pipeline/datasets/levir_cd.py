@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import Chip, cut_tiles, read_image, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, map_of
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import hold_out
 
 SENSOR = "levir_rgb"

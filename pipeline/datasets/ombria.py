@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import Chip, Window, cut_tiles, read_image, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, LabelMap
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 
 LABELS = {"flooded_fraction": Label("fraction", "site"), "flooded": Label("map", "site", ("dry", "flooded"))}
 FOLDERS = {"ombria_sar": ("s1_before", "s1_after"), "ombria_optical": ("s2_before", "s2_after")}

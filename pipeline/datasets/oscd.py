@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, Chip, Window, cut_tiles, read_bands, read_image, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, LabelMap
 from pipeline.registration import REFERENCE, Registration, match
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import hold_out, split_places
 
 SENSOR = "sentinel2_l1c"

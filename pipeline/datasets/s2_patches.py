@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, Chip, cut_tiles, require_folder
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 
 LABELS: dict[str, Label] = {}
 SENSOR = "sentinel2_l2a"

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, cut_tiles, read_chip, walk
 from pipeline.datasets._sen12 import REGION, scene_of, split_by_region
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, LabelMap, map_of
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import hold_out
 
 IGBP = (

@@ -10,13 +10,13 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, cut_tiles, read_chip, walk
 from pipeline.datasets._sen12 import REGION, split_by_region
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 
 LABELS: dict[str, Label] = {}
 PLACES_PER_SHARD = 32

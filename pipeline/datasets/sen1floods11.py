@@ -11,12 +11,12 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, Window, cut_tiles, read_chip, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label, map_of
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import split_places
 
 LABELS = {"water_fraction": Label("fraction", "tile"), "water": Label("map", "tile", ("dry", "water"))}

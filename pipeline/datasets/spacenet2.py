@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import Tile
 from pipeline.chips import Chip, cut_tiles, read_chip, walk
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 from pipeline.splits import ground_squares, split_places
 
 LABELS: dict[str, Label] = {}

@@ -12,12 +12,12 @@ from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.archive import Tile
 from pipeline.chips import REFLECTANCE, cut_tiles, read_bands
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 
 LABELS: dict[str, Label] = {}
 PLACES_PER_SHARD = 8

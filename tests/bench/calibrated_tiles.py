@@ -12,9 +12,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
-from pipeline.archive import Archive, Tile, create_archive
+from pipeline.archive import Archive, create_archive
 from pipeline.grid import Grid
 from pipeline.sensors import Sensor, load_sensor
+from pipeline.shard import Tile
 
 SENSORS = ("sentinel2_l2a", "sentinel1_grd")
 NOISE = {"sentinel2_l2a": 105.0, "sentinel1_grd": 110.0}

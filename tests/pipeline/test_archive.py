@@ -13,13 +13,14 @@ import pytest
 import xarray as xr
 import zarr
 
-from pipeline import archive as archive_module
+from pipeline import shard as shard_module
 from pipeline import storage
-from pipeline.archive import SCHEMA_VERSION, Archive, Tile, create_archive, open_archive
+from pipeline.archive import SCHEMA_VERSION, Archive, create_archive, open_archive
 from pipeline.errors import InputError
 from pipeline.grid import Grid
 from pipeline.labels import Label
 from pipeline.sensors import load_sensor
+from pipeline.shard import Tile
 
 GRID = Grid()
 
@@ -122,7 +123,7 @@ def test_publish_that_fails_midway_leaves_the_others_readable(broken: str, tmp_p
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(archive_module if broken == "_write_sensor" else storage, broken, fail)
+        patched.setattr(shard_module if broken == "_write_sensor" else storage, broken, fail)
         with pytest.raises(OSError, match="disk full"):
             archive.publish("s_1", "val", make_tiles(3, 1), "inputs")
     assert set(open_archive(archive.url).catalog()["shard"]) == {"s_0"}
