@@ -56,4 +56,7 @@ def _spec(sensor: Sensor, statistics: dict) -> SensorSpec:
         wavelength_nm=tuple(band.wavelength_nm for band in sensor.bands),
         mean=tuple(statistics["mean"]),
         std=tuple(max(value, 1e-6) for value in std),
+        bandwidth_nm=tuple(band.bandwidth_nm for band in sensor.bands),
+        frequency_ghz=tuple(band.frequency_ghz for band in sensor.bands),
+        polarisation=tuple(band.polarisation for band in sensor.bands),
     )

@@ -52,6 +52,12 @@ def _option(options: list[type], value: Any, where: str) -> type:
     return kinds[stated]
 
 
+def _subclasses(kind: Any) -> list[type]:
+    """Return the dataclasses that derive from `kind`, near and far, that have been imported."""
+    near = [part for part in kind.__subclasses__() if getattr(part, "kind", "")]
+    return near + [far for part in near for far in _subclasses(part)]
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
@@ -74,6 +80,8 @@ def _typed(hint_type: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} is {value!r}, expected one of {', '.join(map(repr, arguments))}")
         return value
     if dataclasses.is_dataclass(hint_type):
+        if kinds := _subclasses(hint_type):
+            hint_type = _option(kinds, value, where)
         return from_dict(typing.cast(type, hint_type), value, where)
     if hint_type is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

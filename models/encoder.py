@@ -6,8 +6,7 @@ Legend: B batch, T time, C channel, Y X pixels, y x tokens or cells of the last 
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +21,15 @@ from models.config import from_dict, hint, to_dict
 from models.errors import InputError
 from models.initialise import initialise
 from models.moe import MixtureOfExperts
-from models.positions import sincos_2d
+from models.position_embedding import PositionConfig, PositionEmbedding, TokenGrid
 from models.sensor import SensorSpec
-from models.stems import MaskToken, SensorStem, is_mostly_invalid
+from models.stems import load as load_stems
+from models.stems.sensor import SensorStemConfig
+from models.stems.stem import MaskToken, StemConfig, is_mostly_invalid
 from models.swin import Swin, SwinConfig
 from models.vit import Vit, VitConfig
 
-FORMAT, VERSION = "terraloom-encoder", 2
+FORMAT, VERSION = "terraloom-encoder", 3
 STRANGE_STD = 50.0
 """Mean distance from the training mean, in training std, above which values are taken for rescaled ones."""
 
@@ -39,6 +40,7 @@ class EncoderConfig:
 
     pool says what `Embedding.pooled` is: the mean of the last map, of every stage's map (concatenated), or the class token.
     hidden says what stands for ground that is hidden, invalid or absent: a learned token, or nothing at all (vit only).
+    positions are a vit's alone. frames says whether tokens of several dates attend to one another (vit only) or not.
     """
 
     backbone: SwinConfig | VitConfig
@@ -46,6 +48,9 @@ class EncoderConfig:
     sensors: tuple[SensorSpec, ...]
     pool: Literal["last", "stages", "class"] = "last"
     hidden: Literal["token", "absent"] = "token"
+    stem: StemConfig = field(default_factory=SensorStemConfig)
+    positions: PositionConfig = field(default_factory=PositionConfig)
+    frames: Literal["apart", "together"] = "apart"
 
     def __post_init__(self) -> None:
         names = [sensor.name for sensor in self.sensors]
@@ -60,12 +65,19 @@ class EncoderConfig:
                 f"encoder has hidden '{self.hidden}' and pool '{self.pool}' with a {self.backbone.kind}; "
                 f"'absent' needs a vit, 'class' one with a class token"
             )
+        groups = max(len(self.stem.groups(sensor)) for sensor in self.sensors)
+        if not is_vit and (groups > 1 or self.frames == "together"):
+            raise InputError(
+                f"encoder has a {self.backbone.kind}, {groups} groups of bands and dates {self.frames}; "
+                f"several tokens of one place need a vit"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return to_dict(self)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "EncoderConfig":
+        load_stems()
         return from_dict(cls, content, "encoder")
 
     @property
@@ -109,10 +121,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.backbone.embed_dim
-        self.stems = nn.ModuleDict(
-            {s.name: SensorStem(s.num_bands, s.patch_px(config.token_size_m), width) for s in config.sensors}
-        )
+        self.stem = config.stem.build(config.sensors, config.token_size_m, width)
         self.mask_token = MaskToken(width) if config.hidden == "token" else None
+        is_vit = isinstance(config.backbone, VitConfig)
+        self.positions = PositionEmbedding(config.positions, width) if is_vit else None
         self.backbone = Swin(config.backbone) if isinstance(config.backbone, SwinConfig) else Vit(config.backbone)
         initialise(self, generator)
 
@@ -124,6 +136,20 @@ class Encoder(nn.Module):
         known = [spec.name for spec in self.config.sensors]
         raise InputError(f"sensor '{sensor}' is unknown to this encoder (has {', '.join(known)}){hint(sensor, known)}")
 
+    def extended(self, spec: SensorSpec) -> "Encoder":
+        """Return this encoder, sharing its weights, for one more sensor that it was not trained on, or for other bands of one.
+
+        Raise InputError, saying why, if the stem cannot make weights from a description.
+        """
+        others = tuple(known for known in self.config.sensors if known.name != spec.name)
+        other = Encoder.__new__(Encoder)
+        nn.Module.__init__(other)
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if not k.startswith("_")})
+        other._modules.update(self._modules)
+        other.config = replace(self.config, sensors=(*others, spec))
+        self.stem.check_unseen(spec)
+        return other
+
     @torch.no_grad()
     def encode(self, batch: Batch) -> dict[str, Embedding]:
         """Return an embedding per sensor of `batch`, computed in evaluation mode on this encoder's device.
@@ -133,16 +159,17 @@ class Encoder(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return {name: self._embed(tiles, self.spec(name)) for name, tiles in batch.to(self._device).tiles.items()}
+            batch = batch.to(self._device)
+            return {name: self._embed(tiles, self.spec(name), batch.lonlat) for name, tiles in batch.tiles.items()}
         finally:
             self.train(was_training)
 
-    def _embed(self, tiles: Tiles, spec: SensorSpec) -> Embedding:
+    def _embed(self, tiles: Tiles, spec: SensorSpec, lonlat_deg: Tensor) -> Embedding:
         spec.check(tiles, self.config.token_size_m)
         normalised, _ = self.normalise(tiles, spec)
         is_valid = tiles.is_observed.flatten(0, 1)
         _check_values(normalised, is_valid, spec)
-        features = self.features(normalised, is_valid, spec.name)
+        features = self.features(normalised, is_valid, spec.name, time_days=tiles.time_days, lonlat_deg=lonlat_deg)
         is_valid_cell = self.cells(is_valid, spec.name)
         shape = tiles.is_present.shape
         return Embedding(
@@ -167,37 +194,68 @@ class Encoder(nn.Module):
         sensor: str,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        time_days: Tensor | None = None,
+        lonlat_deg: Tensor | None = None,
     ) -> Features:
         """Return what the backbone makes of pixels in network units.
 
-        normalised (B, C, Y, X), is_valid (B, Y, X), mask (B, y, x) over tokens, True = hidden, as are mostly invalid
-        patches. The generator is needed only for drop_path in training.
+        normalised (B*T, C, Y, X), is_valid (B*T, Y, X), mask (B*T, y, x) over tokens, True = hidden, as are mostly invalid
+        patches. time_days (B, T) and lonlat_deg (B, 2): by default one date a sample, both unknown. The generator is needed
+        only for drop_path and withheld metadata in training.
         """
-        tokens = self.stems[sensor](normalised)
-        is_hidden = is_mostly_invalid(is_valid, self.spec(sensor).patch_px(self.config.token_size_m))
+        spec = self.spec(sensor)
+        is_hidden = is_mostly_invalid(is_valid, spec.patch_px(self.config.token_size_m))
         is_hidden = is_hidden if mask is None else is_hidden | mask
-        if self.mask_token is not None:
-            tokens = self.mask_token(tokens, is_hidden)
         if isinstance(self.backbone, Swin):
+            tokens = self.stem(normalised, spec)[:, 0]
+            if self.mask_token is not None:
+                tokens = self.mask_token(tokens, is_hidden)
             maps, balance = self.backbone(tokens, generator)
             return Features(maps, None, balance)
-        grid = tokens.shape[1:3]
-        is_key = None if self.mask_token is not None else ~is_hidden.flatten(1)
-        flat = (tokens + self.positions(grid).to(tokens)).flatten(1, 2)
-        outputs, prefix, balance = self.backbone(flat, is_key, generator)
-        return Features([output.unflatten(1, grid) for output in outputs], prefix, balance)
+        tokens_BND, grid = self.tokens(normalised, spec, is_hidden, time_days, lonlat_deg, generator)
+        is_key = None
+        if self.mask_token is None:
+            is_key = ~is_hidden.view(len(tokens_BND), grid.times, 1, -1).expand(-1, -1, grid.groups, -1).flatten(1)
+        outputs, prefix, balance = self.backbone(tokens_BND, is_key, generator)
+        maps = [output.unflatten(1, grid.shape).mean(2).flatten(0, 1) for output in outputs]
+        return Features(maps, prefix.repeat_interleave(grid.times, 0), balance)
+
+    def tokens(
+        self,
+        normalised: Tensor,
+        spec: SensorSpec,
+        is_hidden: Tensor | None = None,
+        time_days: Tensor | None = None,
+        lonlat_deg: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        scale: Tensor | None = None,
+    ) -> tuple[Tensor, TokenGrid]:
+        """Return a vit's tokens (B, N, D) with their positions, all dates of a sample together where `frames` says so.
+
+        Arguments as of `features`; scale as of `TokenGrid`.
+        """
+        assert self.positions is not None
+        tokens = self.stem(normalised, spec)
+        if self.mask_token is not None and is_hidden is not None:
+            tokens = self.mask_token(tokens, is_hidden[:, None].expand(tokens.shape[:-1]))
+        unknown = tokens.new_full((len(tokens), 2), torch.nan, dtype=torch.float64)
+        time_days = unknown[:, :1] if time_days is None else time_days
+        lonlat_deg = unknown[: len(time_days)] if lonlat_deg is None else lonlat_deg
+        if self.config.frames == "apart":
+            lonlat_deg, time_days = lonlat_deg.repeat_interleave(time_days.shape[1], 0), time_days.reshape(-1, 1)
+        groups, rows, columns = tokens.shape[1:4]
+        grid = TokenGrid(time_days.shape[1], groups, rows, columns, time_days, lonlat_deg, scale)
+        flat = tokens.unflatten(0, time_days.shape).flatten(1, 4)
+        return flat + self.positions(grid, generator).to(flat), grid
 
     def pooled(self, tiles: Tiles, sensor: str, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return (B*T, D) float32 and the experts' balance loss, with gradients: what objectives compare."""
         spec = self.spec(sensor)
         spec.check(tiles, self.config.token_size_m)
         is_valid = tiles.is_observed.flatten(0, 1)
-        features = self.features(self.normalise(tiles, spec)[0], is_valid, sensor, generator=generator)
+        normalised, _ = self.normalise(tiles, spec)
+        features = self.features(normalised, is_valid, sensor, generator=generator, time_days=tiles.time_days)
         return self.pool(features, self.cells(is_valid, sensor)), features.balance
-
-    def positions(self, grid: Sequence[int]) -> Tensor:
-        """Return the positions (y, x, D) float32 that a vit's tokens on `grid` are given; a Swin has its own."""
-        return sincos_2d(self.config.backbone.embed_dim, grid[0], grid[1]).unflatten(0, tuple(grid))
 
     def cells(self, is_valid: Tensor, sensor: str) -> Tensor:
         """Return (B, y, x) bool over the last map, True where a cell has any valid pixel of (B, Y, X)."""

@@ -4,8 +4,9 @@ This file decides which tiles a sensor accepts and how they are normalised. It l
 pixels become tokens. Legend: B batch, C channel, Y X pixels.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +18,16 @@ GSD_TOLERANCE = 1e-3
 """Relative difference of pixel size above which tiles are refused."""
 
 
+PER_BAND = ("wavelength_nm", "mean", "std", "bandwidth_nm", "frequency_ghz", "polarisation")
+"""Facts of a sensor that come one for each band, in the order of `bands`."""
+
+
 @dataclass(frozen=True)
 class SensorSpec:
     """One sensor as saved in an encoder's config.json.
 
-    wavelength_nm is None for bands that have none. mean and std are per band, in `unit`, over valid pixels of the train
+    wavelength_nm, bandwidth_nm, frequency_ghz and polarisation ("VH": sent V, received H) are per band, None where a band has
+    none; the last three may be left out. mean and std are per band, in `unit`, over valid pixels of the train
     split. For heights, std is the spread about the mean *of each tile* and mean is not used: absolute elevation would
     otherwise dominate (see `normalise`).
     """
@@ -35,9 +41,14 @@ class SensorSpec:
     wavelength_nm: tuple[float | None, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    bandwidth_nm: tuple[float | None, ...] = ()
+    frequency_ghz: tuple[float | None, ...] = ()
+    polarisation: tuple[str | None, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("wavelength_nm", "mean", "std"):
+        for field in ("bandwidth_nm", "frequency_ghz", "polarisation"):
+            object.__setattr__(self, field, getattr(self, field) or (None,) * len(self.bands))
+        for field in PER_BAND:
             found = len(getattr(self, field))
             if found != len(self.bands):
                 raise InputError(f"sensor '{self.name}' has {found} {field}, expected {len(self.bands)}, one per band")
@@ -45,6 +56,15 @@ class SensorSpec:
             raise InputError(f"sensor name '{self.name}' is not usable, expected letters, digits and underscores")
         if not self.bands or min(self.std) <= 0 or self.gsd_m <= 0:
             raise InputError(f"sensor '{self.name}' has {len(self.bands)} bands, std {self.std}, gsd {self.gsd_m} m, expected > 0")
+
+    def select(self, bands: Sequence[str]) -> "SensorSpec":
+        """Return this sensor with the named bands only, in the order given."""
+        unknown = [band for band in bands if band not in self.bands]
+        if unknown:
+            raise InputError(f"sensor '{self.name}' has no band {', '.join(unknown)} (has {', '.join(self.bands)})")
+        places = [self.bands.index(band) for band in bands]
+        changes: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in places) for name in PER_BAND}
+        return replace(self, bands=tuple(bands), **changes)
 
     @property
     def num_bands(self) -> int:

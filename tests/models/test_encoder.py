@@ -203,7 +203,7 @@ def test_load_says_what_is_wrong(encoder: Encoder, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
         Encoder.load(tmp_path)
 
-    with pytest.raises(InputError, match=r"format 'terraloom-encoder' version 9, expected .* version 2"):
+    with pytest.raises(InputError, match=r"format 'terraloom-encoder' version 9, expected .* version 3"):
         load_with(version=9)
     wider = {**config["encoder"], "backbone": {**config["encoder"]["backbone"], "embed_dim": 16}}
     with pytest.raises(InputError, match=r"is not the model of its config\.json"):

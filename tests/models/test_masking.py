@@ -13,7 +13,8 @@ from models.masking import (
     random_tokens,
     upsample,
 )
-from models.stems import MaskToken, SensorStem, is_mostly_invalid
+from models.stems.sensor import PatchProjection
+from models.stems.stem import MaskToken, is_mostly_invalid
 
 
 def test_exact_share_of_whole_blocks(generator: torch.Generator) -> None:
@@ -57,7 +58,7 @@ def test_decoder_lights_the_pixel_of_its_cell() -> None:
 
 
 def test_stem_sees_its_own_patch_only(generator: torch.Generator) -> None:
-    stem = SensorStem(num_bands=2, patch_px=4, width=8)
+    stem = PatchProjection(num_bands=2, patch_px=4, width=8, has_norm=True)
     pixels = torch.randn(1, 2, 8, 12, generator=generator)
     other = pixels.clone()
     other[0, 1, 7, 4] += 1

@@ -1,0 +1,229 @@
+"""What the masked autoencoders share: encode the tokens that are visible, decode all, compare patches.
+
+This file decides how tokens of any sensors, dates and groups of bands are taken out and put back. Objectives decide which
+sensors of a batch take part, what is hidden and what counts as error.
+Legend: B samples, T dates, G groups of bands, y x tokens, N tokens of a sensor (T * G * y * x), M tokens of all sensors,
+D width, C channel, Y X pixels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import Batch
+from models.encoder import Encoder, EncoderConfig
+from models.errors import InputError
+from models.initialise import initialise
+from models.masking import upsample
+from models.objectives.panel import Panel
+from models.patches import patchify, scale_patches, unpatchify, unscale_patches
+from models.position_embedding import PositionConfig, PositionEmbedding, TokenGrid
+from models.sensor import SensorSpec
+from models.stems.stem import MaskToken, is_mostly_invalid
+from models.vit import Vit, VitConfig
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The decoder's own width, depth and positions; which share is hidden; whether target patches are scaled to unit variance."""
+
+    decoder: VitConfig
+    mask_ratio: float = 0.75
+    normalise_patches: bool = True
+    positions: PositionConfig = field(default_factory=PositionConfig)
+    balance_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.decoder.has_class_token or self.decoder.num_registers:
+            raise InputError("a decoder takes the encoder's class token and registers; it can have none of its own")
+        if not 0 < self.mask_ratio < 1:
+            raise InputError(f"mask_ratio is {self.mask_ratio}, expected between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Given:
+    """One sensor's part of a batch before it is encoded.
+
+    is_seen, is_hidden (B, T, G, y, x): observed, and taken from the encoder (what is not observed is, too).
+    pixels (B*T, C, Y, X) in network units and the level taken off; grid of the tokens.
+    """
+
+    spec: SensorSpec
+    pixels: Tensor
+    level: Tensor
+    grid: TokenGrid
+    is_seen: Tensor
+    is_hidden: Tensor
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One sensor's patches, per group of bands (B, T*y*x, patch^2 * bands) in network units; is_scored (B, T, G, y, x)."""
+
+    given: Given
+    patches: list[Tensor]
+    targets: list[Tensor]
+    is_scored: Tensor
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder of what is visible, a small transformer over all places, heads to pixels. `encoder` is what is kept."""
+
+    def __init__(self, encoder: EncoderConfig, config: Any, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if not isinstance(encoder.backbone, VitConfig) or encoder.hidden != "absent":
+            raise InputError("a masked autoencoder needs a vit whose hidden tokens are absent; set encoder.hidden to 'absent'")
+        self.config = config
+        self.encoder = Encoder(encoder, generator)
+        width = config.decoder.embed_dim
+        self.enter = nn.Linear(encoder.backbone.embed_dim, width)
+        self.mask_token = MaskToken(width)
+        self.positions = PositionEmbedding(config.positions, width)
+        self.decoder = Vit(config.decoder)
+        self.head = encoder.stem.build_head(encoder.sensors, encoder.token_size_m, width)
+        for part in (self.enter, self.mask_token, self.positions, self.decoder, self.head):
+            initialise(part, generator)
+
+    def sensors(self, batch: Batch) -> list[SensorSpec]:
+        """Return the sensors that take part in this step, the same on every rank: one in turn."""
+        found = [spec for spec in self.encoder.config.sensors if spec.name in batch.tiles]
+        return [found[batch.index % len(found)]]
+
+    def hide(self, seen: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Return what to hide, for each sensor like `seen` (B, T, G, y, x), both on the generator's device."""
+        raise NotImplementedError
+
+    def score(self, made: list[Predicted], batch: Batch) -> dict[str, Tensor]:
+        """Return named terms, scalars; 'reconstruction' is what is trained on."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return scalars: loss, and detached balance and terms of the objective. The generator is a CPU generator."""
+        made, balance = self.predict(batch, generator)
+        terms = self.score(made, batch)
+        loss = terms["reconstruction"] + self.config.balance_weight * balance
+        return {"loss": loss} | {name: value.detach() for name, value in {**terms, "balance": balance}.items()}
+
+    def predict(self, batch: Batch, generator: torch.Generator) -> tuple[list[Predicted], Tensor]:
+        """Return the prediction of every place of every sensor that takes part, and the experts' balance loss."""
+        given = self.give(batch, generator)
+        memory, prefix, balance = self.encode(given, generator)
+        outputs, decoder_balance = self.decode(given, memory, prefix, generator)
+        return [self.compare(part, output) for part, output in zip(given, outputs)], balance + decoder_balance
+
+    def give(self, batch: Batch, generator: torch.Generator) -> list[Given]:
+        """Return the sensors' tiles in network units, with what is hidden from the encoder."""
+        encoder, token_m = self.encoder, self.encoder.config.token_size_m
+        specs, seen = self.sensors(batch), []
+        for spec in specs:
+            tiles = batch.tiles[spec.name]
+            spec.check(tiles, token_m)
+            groups = len(encoder.config.stem.groups(spec))
+            is_seen = ~is_mostly_invalid(tiles.is_observed.flatten(0, 1), spec.patch_px(token_m))
+            seen.append(self._by_sample(is_seen, tiles.is_present.shape, groups))
+        hidden = self.hide([part.to(generator.device) for part in seen], generator)
+        made = []
+        for spec, is_seen, is_hidden in zip(specs, seen, hidden):
+            tiles, is_hidden = batch.tiles[spec.name], is_hidden.to(is_seen.device) | ~is_seen
+            is_hidden_px = upsample(is_hidden.all(2).flatten(0, 1), spec.patch_px(token_m))
+            pixels, level = encoder.normalise(tiles, spec, is_hidden_px)
+            days, where = tiles.time_days, batch.lonlat
+            if encoder.config.frames == "apart":
+                days, where = days.reshape(-1, 1), where.repeat_interleave(days.shape[1], 0)
+            times, groups, rows, columns = is_seen.shape[1:]
+            grid = TokenGrid(times, groups, rows, columns, days, where)
+            made.append(Given(spec, pixels, level, grid, is_seen, is_hidden))
+        return made
+
+    def _by_sample(self, is_seen: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
+        """Return (B, T, G, y, x) of (B*T, y, x); dates that are encoded apart are samples of their own."""
+        samples = is_seen[:, None] if self.encoder.config.frames == "apart" else is_seen.unflatten(0, tuple(shape))
+        return samples[:, :, None].expand(-1, -1, groups, -1, -1)
+
+    def encode(self, given: list[Given], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a decoder's tokens (B, M, D) with what is hidden replaced, the prefix (B, P, D) and the balance loss.
+
+        Shapes depend on shares only, not on what is invalid: a sample with fewer visible tokens is filled up with ones that
+        nobody looks at.
+        """
+        parts = [self.encode_tokens(part, generator) for part in given]
+        tokens, is_hidden = torch.cat(parts, 1), torch.cat([part.is_hidden.flatten(1) for part in given], 1)
+        num_tokens, num_kept = tokens.shape[1], int((~is_hidden).sum(1).max())
+        order = is_hidden.long().argsort(dim=1, stable=True)
+        kept = order[:, :num_kept]
+        is_key = ~is_hidden.gather(1, kept)
+        visible = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+        maps, prefix, balance = self.encoder.backbone(visible, is_key, generator)
+        seen = self.mask_token(self.enter(maps[-1]), ~is_key)
+        places = torch.cat([seen, self.mask_token.token.to(seen).expand(len(seen), num_tokens - num_kept, -1)], 1)
+        # Back to where they came from: place order[i] holds what stands at i.
+        places = places.gather(1, order.argsort(1)[..., None].expand(-1, -1, places.shape[-1]))
+        return places, self.enter(prefix), balance
+
+    def encode_tokens(self, part: Given, generator: torch.Generator) -> Tensor:
+        """Return one sensor's tokens (B, N, D) as the encoder is given them."""
+        when, where = part.grid.time_days, part.grid.lonlat_deg
+        return self.encoder.tokens(part.pixels, part.spec, None, when, where, generator)[0]
+
+    def decode(self, given: list[Given], memory: Tensor, prefix: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        """Return the decoder's tokens (B, N, D) of each sensor, and its balance loss."""
+        positions = torch.cat([self.place(part).expand(len(memory), -1, -1) for part in given], 1)
+        inputs = torch.cat([prefix, memory + positions.to(memory)], 1)
+        outputs, _, balance = self.decoder(inputs, None, generator)
+        sizes = [part.grid.num_tokens for part in given]
+        return list(outputs[-1][:, prefix.shape[1] :].split(sizes, 1)), balance
+
+    def place(self, part: Given) -> Tensor:
+        """Return what the decoder is told of each place of one sensor, (B or 1, N, D)."""
+        return self.positions(part.grid)
+
+    def compare(self, part: Given, output_BND: Tensor) -> Predicted:
+        """Return predicted patches beside the wanted ones."""
+        spec, grid = part.spec, part.grid
+        tokens = output_BND.unflatten(1, (grid.times, grid.groups, -1)).transpose(1, 2).flatten(2, 3)
+        patches = [patches.float() for patches in self.head(tokens, spec)]
+        targets = self.targets(part, part.pixels)
+        return Predicted(part, patches, targets, part.is_hidden & part.is_seen)
+
+    def targets(self, part: Given, pixels: Tensor) -> list[Tensor]:
+        """Return the patches of `pixels` (B*T, C, Y, X), per group of bands (B, T*y*x, patch^2 * bands)."""
+        patch, batch = part.spec.patch_px(self.encoder.config.token_size_m), len(part.is_seen)
+        groups = self.encoder.config.stem.groups(part.spec)
+        return [patchify(pixels[:, list(bands)], patch).reshape(batch, -1, patch**2 * len(bands)) for bands in groups]
+
+    def error(self, made: Predicted, power: int = 2) -> Tensor:
+        """Return (B, T, G, y, x): mean |error|^power of each patch, of scaled targets where the configuration says so."""
+        errors = []
+        for patches, target in zip(made.patches, made.targets):
+            wanted = scale_patches(target) if self.config.normalise_patches else target
+            errors.append((patches - wanted).abs().pow(power).mean(-1))
+        shape = (len(made.is_scored), made.given.grid.times, *made.is_scored.shape[3:])
+        return torch.stack([error.view(shape) for error in errors], 2)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch, generator: torch.Generator) -> dict[str, Panel]:
+        """Return what the model makes of hidden ground, for people to look at: scaled patches in the target's mean and spread."""
+        was_training = self.training
+        self.eval()
+        made, _ = self.predict(batch, generator)
+        self.train(was_training)
+        return {part.given.spec.name: self._panel(part, batch, index == 0) for index, part in enumerate(made)}
+
+    def _panel(self, made: Predicted, batch: Batch, is_source: bool) -> Panel:
+        given, token_m = made.given, self.encoder.config.token_size_m
+        patch, rows, columns = given.spec.patch_px(token_m), given.grid.rows, given.grid.columns
+        # Bands of no group are neither seen nor predicted: they are shown as they are.
+        image = given.pixels.clone()
+        for bands, patches, target in zip(self.encoder.config.stem.groups(given.spec), made.patches, made.targets):
+            shown = unscale_patches(patches, target) if self.config.normalise_patches else patches
+            image[:, list(bands)] = unpatchify(shown.reshape(len(image), rows * columns, -1), patch, (rows, columns))
+        target, prediction = (given.spec.denormalise(x, given.level) for x in (given.pixels, image))
+        is_hidden = upsample(given.is_hidden.any(2).flatten(0, 1), patch)
+        return Panel(is_source, target, prediction, is_hidden, batch.tiles[given.spec.name].is_observed.flatten(0, 1))
+
+
+def masked_mean(error: Tensor, is_scored: Tensor) -> Tensor:
+    """Return the mean of `error` where scored, a scalar; 0 where nothing is."""
+    return (error * is_scored).sum() / is_scored.sum().clamp_min(1)

@@ -1,0 +1,101 @@
+"""A stem of its own for each sensor: what a band measures is learned with its weights, so the sensors are fixed.
+
+Legend as in `stem.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import InputError
+from models.sensor import SensorSpec
+from models.stems.stem import Head, Stem, StemConfig
+
+
+@dataclass(frozen=True)
+class SensorStemConfig(StemConfig):
+    """Strided convolution of one patch per token (Dosovitskiy et al. 2021), then LayerNorm if has_norm (Liu et al. 2021)."""
+
+    kind: str = "sensor"
+    has_norm: bool = True
+
+    def build(self, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> "SensorStem":
+        return SensorStem(self, sensors, token_size_m, width)
+
+    def build_head(self, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> "SensorHead":
+        return SensorHead(self, sensors, token_size_m, width)
+
+
+class PatchProjection(nn.Module):
+    """One linear map per patch, and a LayerNorm if asked for."""
+
+    def __init__(self, num_bands: int, patch_px: int, width: int, has_norm: bool) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(num_bands, width, kernel_size=patch_px, stride=patch_px)
+        self.norm = nn.LayerNorm(width) if has_norm else None
+
+    def forward(self, pixels_BCYX: Tensor) -> Tensor:
+        """Return tokens (B, y, x, D)."""
+        tokens_ByxD = self.project(pixels_BCYX.to(self.project.weight.dtype)).permute(0, 2, 3, 1)
+        return tokens_ByxD if self.norm is None else self.norm(tokens_ByxD)
+
+
+class SensorStem(Stem):
+    """Groups of bands of named sensors, each with a projection of its own."""
+
+    def __init__(self, config: SensorStemConfig, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projections = nn.ModuleDict(
+            {
+                spec.name: nn.ModuleList(
+                    PatchProjection(len(bands), spec.patch_px(token_size_m), width, config.has_norm)
+                    for bands in config.groups(spec)
+                )
+                for spec in sensors
+            }
+        )
+
+    def forward(self, pixels_BCYX: Tensor, spec: SensorSpec) -> Tensor:
+        parts = of_sensor(self.projections, spec)
+        groups = self.config.groups(spec)
+        if len(groups) == 1 and len(groups[0]) == spec.num_bands:
+            return parts[0](pixels_BCYX)[:, None]
+        return torch.stack([part(pixels_BCYX[:, list(bands)]) for part, bands in zip(parts, groups)], 1)
+
+    def check_unseen(self, spec: SensorSpec) -> None:
+        refuse_unseen(self.projections, spec)
+
+
+class SensorHead(Head):
+    """One linear map per sensor and group of bands."""
+
+    def __init__(self, config: SensorStemConfig, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleDict(
+            {
+                spec.name: nn.ModuleList(nn.Linear(width, spec.patch_px(token_size_m) ** 2 * len(b)) for b in config.groups(spec))
+                for spec in sensors
+            }
+        )
+
+    def forward(self, tokens_BGND: Tensor, spec: SensorSpec) -> list[Tensor]:
+        return [part(tokens_BGND[:, group]) for group, part in enumerate(of_sensor(self.projections, spec))]
+
+
+def of_sensor(parts: nn.ModuleDict, spec: SensorSpec) -> nn.ModuleList:
+    """Return the parts of one sensor; a sensor without is one that the encoder was not trained on."""
+    if spec.name not in parts:
+        raise InputError(
+            f"sensor '{spec.name}' has no stem in this encoder (has {', '.join(parts)}), and weights of a stem per sensor "
+            f"cannot be had from a description; use an encoder with a 'spectral' stem for unseen sensors"
+        )
+    return parts[spec.name]  # type: ignore[return-value]
+
+
+def refuse_unseen(parts: nn.ModuleDict, spec: SensorSpec) -> None:
+    """Raise InputError: weights that belong to a sensor serve its own bands in their own order only."""
+    of_sensor(parts, spec)
+    raise InputError(f"the stem of sensor '{spec.name}' serves the bands it was trained on; use a 'spectral' stem for other ones")
