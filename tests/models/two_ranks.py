@@ -16,7 +16,9 @@ from models.objectives.dino import Dino, DinoConfig
 from models.objectives.moco import Moco, MocoConfig, MocoV3, MocoV3Config
 from models.objectives.simclr import Simclr, SimclrConfig
 from models.objectives.vicreg import Vicreg, VicregConfig
+from models.resnet import ResnetConfig
 from models.sensor import SensorSpec
+from models.stems.resnet import ResnetStemConfig
 from models.vit import VitConfig
 
 OPTICAL = SensorSpec(
@@ -35,7 +37,9 @@ def encoder_config() -> EncoderConfig:
 def objectives() -> dict[str, nn.Module]:
     """Return one of each, with every parameter large enough to show."""
     encoder = encoder_config()
+    resnet = EncoderConfig(ResnetConfig(18, embed_dim=4), 10.0, (OPTICAL, RADAR), stem=ResnetStemConfig())
     made: dict[str, nn.Module] = {
+        "resnet": Byol(resnet, ByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
         "simclr": Simclr(encoder, SimclrConfig(hidden=12, dim=6), seeded(1)),
         "barlow_twins": BarlowTwins(encoder, BarlowTwinsConfig(dim=6), seeded(1)),
         "vicreg": Vicreg(encoder, VicregConfig(dim=6), seeded(1)),
