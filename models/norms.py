@@ -30,12 +30,10 @@ class GlobalBatchNorm(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GlobalBatchNorm":
         """Move and cast the parameters; the running statistics move only."""
-        statistics = dict(self._buffers)
+        mean_D, variance_D = self.running_mean_D, self.running_variance_D
         super()._apply(fn, recurse)
-        for name, kept in statistics.items():
-            moved = self._buffers[name]
-            assert kept is not None and moved is not None
-            self._buffers[name] = kept.to(moved.device)
+        self.running_mean_D = mean_D.to(self.running_mean_D.device)
+        self.running_variance_D = variance_D.to(self.running_variance_D.device)
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class ResnetConfig:
 
 
 class Convolution(nn.Conv2d):
-    """A convolution without bias, each output about its own `stride` inputs: as many as ceil(inputs / stride). Its kernel is odd."""
+    """A convolution without bias and with an odd kernel, each output about its own `stride` inputs, ceil(inputs / stride) of them."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=(kernel - stride + 1) // 2, bias=False)

@@ -102,7 +102,7 @@ def test_running_statistics_stay_in_float32() -> None:
 
 
 def test_other_depths_and_dates_together_are_refused() -> None:
-    with pytest.raises(InputError, match="resnet has depth 34 .* expected depth 18 or 50"):
+    with pytest.raises(InputError, match=r"resnet has depth 34 .* expected depth 18 or 50"):
         ResnetConfig(34)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="several tokens of one place need a vit"):
         replace(small(), frames="together")
