@@ -58,7 +58,7 @@ class ResnetConfig:
 
 
 class Convolution(nn.Conv2d):
-    """A convolution without bias and with an odd kernel, each output about its own `stride` inputs, ceil(inputs / stride) of them."""
+    """A convolution with an odd kernel and no bias: ceil(inputs / stride) outputs, each about `stride` inputs of its own."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=(kernel - stride + 1) // 2, bias=False)
