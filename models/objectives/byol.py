@@ -53,7 +53,7 @@ class Byol(nn.Module):
         predictions, targets, balances = [], [], []
         for view in views:
             pooled, balance = self.encoder.pooled(view[1], view[0], generator)
-            predictions.append(self.predictor(self.projector(pooled.to(self.projector.dtype))).float())
+            predictions.append(self.predictor(self.projector(pooled)).float())
             targets.append(self.target.run(partial(_project, view=view), self.predictor).float())
             balances.append(balance)
         objective = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])

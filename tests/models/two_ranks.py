@@ -14,6 +14,7 @@ from models.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from models.objectives.byol import Byol, ByolConfig
 from models.objectives.dino import Dino, DinoConfig
 from models.objectives.moco import Moco, MocoConfig, MocoV3, MocoV3Config
+from models.objectives.seco import Seco, SecoConfig
 from models.objectives.simclr import Simclr, SimclrConfig
 from models.objectives.vicreg import Vicreg, VicregConfig
 from models.resnet import ResnetConfig
@@ -48,6 +49,7 @@ def objectives() -> dict[str, nn.Module]:
         "sensors": Vicreg(encoder, VicregConfig(views="sensors", dim=6), seeded(1)),
         "byol": Byol(encoder, ByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
         "moco": Moco(encoder, MocoConfig(queue_size=20, hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "seco": Seco(encoder, SecoConfig(queue_size=20, dim=6, temperature=0.2, momentum=0.9), seeded(1)),
         "moco_v3": MocoV3(encoder, MocoV3Config(hidden=12, dim=6, momentum=0.9), seeded(1)),
         "dino": Dino(encoder, DinoConfig(12, 6, 10, momentum=0.9), seeded(1)),
     }
@@ -67,7 +69,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def make_batch(step: int, part: slice = slice(None)) -> Batch:
-    """Return samples `part` of one step's batch: two sensors, two large crops and a small one, two dates."""
+    """Return samples `part` of one step's batch: two sensors, two large crops and two small, three dates."""
     draw = seeded(100 + step)
 
     def tiles(spec: SensorSpec, side: int, times: int) -> Tiles:
@@ -81,7 +83,7 @@ def make_batch(step: int, part: slice = slice(None)) -> Batch:
         found = {spec.name: tiles(spec, side, times) for spec in (OPTICAL, RADAR)}
         return Batch(found, torch.zeros(NUM_SAMPLES, 2).double()[part], step, crops)
 
-    return batch(8, 2, (batch(8, 1), batch(8, 1), batch(4, 1)))
+    return batch(8, 3, (batch(8, 3), batch(8, 3), batch(4, 3), batch(4, 3)))
 
 
 def train(rank: int = 0, world_size: int = 1) -> dict[str, dict[str, Any]]:
