@@ -75,9 +75,9 @@ class Seco(nn.Module):
         pooled, balance = self.encoder.pooled(asking[1], asking[0], generator)
         queries = [head(pooled).float() for head in self.heads]
         keys = self.keys.run(lambda online: _project(online, answering), self.heads)
-        objective = seco_loss(queries, keys, [queue.keys_KD.float() for queue in self.queues], self.config.temperature)
+        objective = seco_loss(queries, keys, [queue.keys_KD.float() for queue in self._queues()], self.config.temperature)
         if self.training:
-            for space, queue in enumerate(self.queues):
+            for space, queue in enumerate(self._queues()):
                 queue.wait(keys[space][space])
         loss = objective + self.config.balance_weight * balance
         return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
@@ -85,7 +85,7 @@ class Seco(nn.Module):
     def after_step(self, step: int, num_steps: int) -> None:
         """Move the key encoder and its heads, and let the step's positive keys join the queues."""
         self.keys.update(self._online(), self.config.momentum)
-        for queue in self.queues:
+        for queue in self._queues():
             queue.advance()
 
     def _views(self, batch: Batch) -> list[View]:
@@ -99,6 +99,9 @@ class Seco(nn.Module):
                 f"set view to three dates and stream.crops to four windows, two of them plain"
             )
         return [(name, at_date(batch.crops[crop].tiles[name], date)) for crop, date in VIEWS]
+
+    def _queues(self) -> list[KeyQueue]:
+        return list(self.queues)  # type: ignore[arg-type]
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.heads])

@@ -1,5 +1,6 @@
 """Train small objectives for a few steps, by one process on whole batches or by several on parts of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from models.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from models.objectives.byol import Byol, ByolConfig
 from models.objectives.dino import Dino, DinoConfig
 from models.objectives.moco import Moco, MocoConfig, MocoV3, MocoV3Config
+from models.objectives.rs_byol import RsByol, RsByolConfig
 from models.objectives.seco import Seco, SecoConfig
 from models.objectives.simclr import Simclr, SimclrConfig
 from models.objectives.vicreg import Vicreg, VicregConfig
 from models.resnet import ResnetConfig
 from models.sensor import SensorSpec
 from models.stems.resnet import ResnetStemConfig
+from models.stems.shared import SharedStemConfig
 from models.vit import VitConfig
 
 OPTICAL = SensorSpec(
@@ -41,6 +44,7 @@ def objectives() -> dict[str, nn.Module]:
     """Return one of each, with every parameter large enough to show."""
     encoder = encoder_config()
     resnet = EncoderConfig(ResnetConfig(18, embed_dim=4), 10.0, (OPTICAL, RADAR), stem=ResnetStemConfig())
+    shared = replace(encoder, stem=SharedStemConfig())
     made: dict[str, nn.Module] = {
         "resnet": Byol(resnet, ByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
         "simclr": Simclr(encoder, SimclrConfig(hidden=12, dim=6), seeded(1)),
@@ -48,6 +52,7 @@ def objectives() -> dict[str, nn.Module]:
         "vicreg": Vicreg(encoder, VicregConfig(dim=6), seeded(1)),
         "sensors": Vicreg(encoder, VicregConfig(views="sensors", dim=6), seeded(1)),
         "byol": Byol(encoder, ByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "rs_byol": RsByol(shared, RsByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
         "moco": Moco(encoder, MocoConfig(queue_size=20, hidden=12, dim=6, momentum=0.9), seeded(1)),
         "seco": Seco(encoder, SecoConfig(queue_size=20, dim=6, temperature=0.2, momentum=0.9), seeded(1)),
         "moco_v3": MocoV3(encoder, MocoV3Config(hidden=12, dim=6, momentum=0.9), seeded(1)),
