@@ -38,10 +38,10 @@ class SharedStemConfig(StemConfig):
         count = self.num_channels
         if spec.num_bands <= count:
             return (tuple(i % spec.num_bands for i in range(count)),)
-        known = {i: nm for i, nm in enumerate(spec.wavelength_nm) if nm is not None}
+        known = [(nm, i) for i, nm in enumerate(spec.wavelength_nm) if nm is not None]
         if count > len(RED_GREEN_BLUE_NM) or len(known) < len(RED_GREEN_BLUE_NM):
             return (tuple(range(count)),)
-        return (tuple(min(known, key=lambda i, nm=nm: abs(known[i] - nm)) for nm in RED_GREEN_BLUE_NM[:count]),)
+        return (tuple(min((abs(nm - wanted), i) for nm, i in known)[1] for wanted in RED_GREEN_BLUE_NM[:count]),)
 
     def build(self, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> "SharedStem":
         return SharedStem(self, sensors, token_size_m, width)
