@@ -36,8 +36,8 @@ def two_views(batch: Batch, kind: Kind, encoder: Encoder) -> tuple[View, View]:
     tiles = batch.tiles[name]
     if tiles.is_present.shape[1] < 2:
         raise InputError(f"a batch has {tiles.is_present.shape[1]} dates, expected two; set view to a temporal or season pair")
-    first, second = (crop.tiles[name] for crop in batch.crops[:2]) if len(batch.crops) > 1 else (tiles, tiles)
-    return (name, at_date(first, 0)), (name, at_date(second, 1))
+    one, two = (crop.tiles[name] for crop in batch.crops[:2]) if len(batch.crops) > 1 else (tiles, tiles)
+    return (name, at_date(one, 0)), (name, at_date(two, 1))
 
 
 def pooled_view(encoder: Encoder, view: View, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
