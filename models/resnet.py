@@ -63,6 +63,12 @@ class Convolution(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=(kernel - stride + 1) // 2, bias=False)
 
+    def forward(self, x_BDYX: Tensor) -> Tensor:
+        # A stride along an axis of one pixel means nothing, but there oneDNN's bf16 gradient of the weights on CPU is what
+        # happens to be in memory (torch 2.13).
+        stride = [step if size > 1 else 1 for step, size in zip(self.stride, x_BDYX.shape[-2:])]
+        return F.conv2d(x_BDYX, self.weight, None, stride, self.padding)
+
     @torch.no_grad()
     def draw(self, generator: torch.Generator | None) -> None:
         """Draw normal weights that keep the variance of gradients under ReLU (He et al. 2015, arXiv 1502.01852)."""

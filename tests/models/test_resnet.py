@@ -10,7 +10,8 @@ from torch import nn
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.norms import GlobalBatchNorm
-from models.resnet import Block, ResnetConfig
+from models.objectives.byol import Byol, ByolConfig
+from models.resnet import Block, Convolution, ResnetConfig
 from models.sensor import SensorSpec
 from models.stems.resnet import ResnetProjection, ResnetStemConfig
 from tests.models.conftest import OPTICAL, RADAR
@@ -99,6 +100,36 @@ def test_running_statistics_stay_in_float32() -> None:
     assert norm.running_mean_D is kept
     torch.testing.assert_close(kept, torch.full((3,), 2 * (1 - 0.9**3)), rtol=0.1, atol=0)
     assert norm.double().running_mean_D.dtype == torch.float32
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 1), (3, 1), (3, 2)])
+def test_gradients_of_small_maps_in_bf16_are_those_of_float32(grid: tuple[int, int], generator: torch.Generator) -> None:
+    convolution = Convolution(16, 16, 3, 2)
+    convolution.draw(generator)
+    images, gradients = torch.randn(4, 16, *grid, generator=generator), []
+    for _ in range(3):
+        for dtype in (torch.float32, torch.bfloat16):
+            convolution.zero_grad()
+            convolution.to(dtype)(images.to(dtype)).float().pow(2).sum().backward()
+            gradients.append(convolution.weight.grad.float())
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=0.1, atol=0.05 * float(gradients[0].abs().max()))
+
+
+def test_trains_and_is_taught_in_bf16(make_batch, generator: torch.Generator) -> None:
+    """The moving average runs in bf16 too; its statistics, like the trained ones, stay in float32 and are the same."""
+    objective = Byol(small(depth=50), ByolConfig(views="dates", hidden=16, dim=8), generator).bfloat16()
+    for step in range(2):
+        loss = objective(make_batch(OPTICAL, times=2, seed=step), generator)["loss"]
+        loss.backward()
+        assert bool(torch.isfinite(loss.detach()))
+        objective.after_step(step, 10)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in objective.parameters() if p.grad is not None)
+    online, target = dict(objective.encoder.named_buffers()), dict(objective.target.copy[0].named_buffers())
+    assert len(online) == 2 * (52 + 2)  # two of every norm: the backbone's, and one for each of two sensors
+    for name, buffer in online.items():
+        assert buffer.dtype == torch.float32
+        assert torch.equal(buffer, target[name])
 
 
 def test_other_depths_and_dates_together_are_refused() -> None:
