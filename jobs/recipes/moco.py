@@ -1,6 +1,6 @@
 """MoCo: contrastive learning with a moving average, v2 with a queue and v3 within the batch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from jobs.recipes.joint import SGD, JointRecipe, in_tiny, published_stream, small
@@ -33,8 +33,8 @@ def moco() -> MocoRecipe:
 
 
 def moco_tiny() -> MocoRecipe:
-    """`moco` in half a minute on two CPU cores."""
-    return in_tiny(moco())
+    """`moco` in half a minute on two CPU cores, its queue so short that it is full after four steps."""
+    return _with_short_queue(in_tiny(moco()))
 
 
 def moco_resnet50() -> MocoRecipe:
@@ -58,8 +58,8 @@ def temporal_moco() -> MocoRecipe:
 
 
 def temporal_moco_tiny() -> MocoRecipe:
-    """`temporal_moco` in half a minute on two CPU cores."""
-    return in_tiny(temporal_moco())
+    """`temporal_moco` in half a minute on two CPU cores, its queue so short that it is full after four steps."""
+    return _with_short_queue(in_tiny(temporal_moco()))
 
 
 def temporal_moco_resnet50() -> MocoRecipe:
@@ -74,6 +74,10 @@ def temporal_moco_resnet50() -> MocoRecipe:
     )  # fmt: skip
     objective = MocoConfig(views="dates", temperature=0.02)
     return MocoRecipe(ResnetConfig(50), 40.0, whole_batch(train, 8), objective=objective)
+
+
+def _with_short_queue(recipe: MocoRecipe) -> MocoRecipe:
+    return replace(recipe, objective=replace(recipe.objective, queue_size=128))
 
 
 def moco_v3() -> MocoV3Recipe:
