@@ -70,7 +70,7 @@ def in_tiny(recipe: Any) -> Any:
 def published_stream(light: float, least: float, crops: MultiCrop | None = TWO_OF_224_PX) -> StreamConfig:
     """Return the part of the published augmentation that has a meaning for every sensor.
 
-    Crops of `least` to all of the ground, resized; brightness and contrast by 1 ± `light`; all symmetries of the square, not
+    Crops of `least` to all of the ground, resized; brightness and contrast by up to `light`; all symmetries of the square, not
     mirror images only; for radar speckle of ten looks. Not there: aspect ratios, hue and saturation, grey, blur, solarising.
     """
     augment = AugmentConfig(brightness=light, contrast=light, speckle_looks=10.0, crop_area=(least, 1.0))
