@@ -210,8 +210,8 @@ def test_every_part_of_the_batch_is_trained_and_nothing_else(make_config: MakeCo
         model = build(make_config(num_experts=2), cross_sensor_probability=probability)
         model(make_batch(specs["optical"], specs["radar"]), seeded())["loss"].backward()
         for name, parameter in model.named_parameters():
-            used = ("stems.optical" in name, "decoders.optical" in name, "decoders.radar" in name, "encoder." in name)
-            is_used = any(used) and not any(f"stems.{s}" in name for s in ("radar", "dsm", "aerial"))
+            used = ("projections.optical" in name, "decoders.optical" in name, "decoders.radar" in name, "encoder." in name)
+            is_used = any(used) and not any(f"projections.{s}" in name for s in ("radar", "dsm", "aerial"))
             assert (parameter.grad is not None) == is_used, name
             if used[1] or used[2]:
                 is_target = used[1] if probability == 0 else used[2]
