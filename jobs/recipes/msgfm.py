@@ -30,7 +30,7 @@ class MsgfmRecipe:
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Msgfm:
         encoder = EncoderConfig(self.backbone, self.token_size_m, sensors, pool="stages")
-        config = MsgfmConfig(encoder, self.mask_ratio, self.mask_block_m, self.cross_sensor_probability, self.balance_weight)
+        config = MsgfmConfig(encoder, self.mask_ratio, self.mask_block_m, self.balance_weight, self.cross_sensor_probability)
         return Msgfm(config, generator)
 
 
