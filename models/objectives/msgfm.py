@@ -31,10 +31,10 @@ class MsgfmConfig(SimmimConfig):
 class Msgfm(Simmim):
     """One encoder, one decoder per sensor; every sensor of the batch is predicted, one of them scored in each sample."""
 
-    def score(self, made: Prediction, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the mean error over samples, each of its own target, and 'l1/<source>-><target>' per sensor of `batch`:
+    def score(self, made: Prediction, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean error over samples, each of its own target, and named terms: reconstruction and, per sensor,
 
-        the mean over the samples that had this target, 0 if none had.
+        'l1/<source>-><target>', the mean over the samples that had this target, 0 if none had.
         """
         sensors = self.sensors(batch)
         is_target_SB = self._draw_targets(batch, sensors, made.source.name, generator)
@@ -45,7 +45,7 @@ class Msgfm(Simmim):
             error_B = error_B * is_target_B.to(error_B)
             total = total + error_B.mean()
             terms[f"l1/{made.source.name}->{spec.name}"] = error_B.sum() / (is_target_B.sum() + EPS)
-        return {"reconstruction": total, **terms}
+        return total, {"reconstruction": total, **terms}
 
     def sensors(self, batch: Batch) -> list[SensorSpec]:
         """Return the batch's sensors in the encoder's order; refuse what cannot be paired."""

@@ -97,14 +97,15 @@ class Simmim(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return scalars: loss, and detached balance and the terms of `score`. The generator is a CPU generator."""
         made = self.predict(batch, generator)
-        terms, balance = self.score(made, batch, generator), made.features.balance
-        loss = terms["reconstruction"] + self.config.balance_weight * balance
+        loss, terms = self.score(made, batch, generator)
+        balance = made.features.balance
+        loss = loss + self.config.balance_weight * balance
         return {"loss": loss} | {name: value.detach() for name, value in {**terms, "balance": balance}.items()}
 
-    def score(self, made: Prediction, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return named terms, scalars; 'reconstruction' is what is trained on."""
+    def score(self, made: Prediction, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is trained on, a scalar, and its named terms: reconstruction and 'l1/<sensor>'."""
         error = self.error(made, made.source, batch).mean()
-        return {"reconstruction": error, f"l1/{made.source.name}": error}
+        return error, {"reconstruction": error, f"l1/{made.source.name}": error}
 
     def error(self, made: Prediction, spec: SensorSpec, batch: Batch) -> Tensor:
         """Return (B,): `masked_l1` over what is hidden and was observed by one predicted sensor."""
@@ -127,7 +128,7 @@ class Simmim(nn.Module):
         rows, columns = (size // patch for size in tiles.pixels.shape[-2:])
         return blocks(tiles.is_present.numel(), (rows, columns), self.config.block_tokens, self.config.mask_ratio, generator)
 
-    def see(self, pixels: Tensor, hidden: Tensor, batch: Batch, spec: SensorSpec, generator: torch.Generator) -> Features:
+    def see(self, pixels: Tensor, hidden: Tensor | None, batch: Batch, spec: SensorSpec, generator: torch.Generator) -> Features:
         """Return what the encoder makes of pixels (B, C, Y, X) in network units of which `hidden` is hidden."""
         tiles = batch.tiles[spec.name]
         is_valid, when = tiles.is_observed.flatten(0, 1), tiles.time_days
