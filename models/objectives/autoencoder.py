@@ -185,15 +185,15 @@ class MaskedAutoencoder(nn.Module):
     def decode(self, given: list[Given], encoded: Encoded, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
         """Return the decoder's tokens (B, N, W) of each sensor, and its balance loss."""
         memory, prefix = encoded.memory, encoded.prefix
-        positions = torch.cat([self.place(part).expand(len(memory), -1, -1) for part in given], 1)
+        positions = torch.cat([self.place(part, generator).expand(len(memory), -1, -1) for part in given], 1)
         inputs = torch.cat([prefix, memory + positions.to(memory)], 1)
         outputs, _, balance = self.decoder(inputs, None, generator)
         sizes = [part.grid.num_tokens for part in given]
         return list(outputs[-1][:, prefix.shape[1] :].split(sizes, 1)), balance
 
-    def place(self, part: Given) -> Tensor:
+    def place(self, part: Given, generator: torch.Generator) -> Tensor:
         """Return what the decoder is told of each place of one sensor, (B or 1, N, D)."""
-        return self.positions(part.grid)
+        return self.positions(part.grid, generator)
 
     def compare(self, part: Given, output_BND: Tensor) -> Predicted:
         """Return predicted patches beside the wanted ones."""

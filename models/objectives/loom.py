@@ -86,9 +86,9 @@ class Loom(MaskedAutoencoder):
             hidden.append(drawn.view_as(part) | is_whole_B.view(-1, 1, 1, 1, 1))
         return hidden
 
-    def place(self, part: Given) -> Tensor:
+    def place(self, part: Given, generator: torch.Generator) -> Tensor:
         """Return the positions and what sensor is wanted."""
-        return super().place(part) + self.head.token(part.spec).float()
+        return super().place(part, generator) + self.head.token(part.spec).float()
 
     def score(self, made: list[Predicted], encoded: Encoded) -> dict[str, Tensor]:
         """Return reconstruction and, per sensor, mse/ and site/; each sensor counts as much as another."""

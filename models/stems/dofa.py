@@ -51,6 +51,9 @@ class WavelengthCodes(nn.Module):
         self.config = config
         self.first, self.second = (nn.Linear(config.code_width, config.code_width) for _ in range(2))
 
+    def first_values(self, generator: torch.Generator | None) -> None:
+        _published_values(self, generator)
+
     def forward(self, spec: SensorSpec) -> Tensor:
         """Return (C, K) in the parameters' dtype."""
         weight = self.first.weight
@@ -71,6 +74,9 @@ class WeightGenerator(nn.Module):
         self.expand, self.contract = nn.Linear(code_width, HIDDEN), nn.Linear(HIDDEN, code_width)
         self.to_weights = nn.Linear(code_width, num_weights)
         self.to_bias = nn.Linear(code_width, num_biases) if num_biases else None
+
+    def first_values(self, generator: torch.Generator | None) -> None:
+        _published_values(self, generator)
 
     def forward(self, code_CK: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (C, num_weights) and (num_biases,), float32."""
@@ -110,3 +116,12 @@ class DofaHead(GeneratedHead):
     def kernels(self, spec: SensorSpec) -> Kernels:
         weights, _ = self.generator(self.codes(spec))
         return Kernels(weights.view(spec.num_bands, self.side, self.side, -1), weights.new_zeros(spec.num_bands))
+
+
+@torch.no_grad()
+def _published_values(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Fill every linear layer uniformly (Glorot & Bengio 2010) and its bias with 0.01, as the public code does."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight, generator=generator)
+            part.bias.fill_(0.01)
