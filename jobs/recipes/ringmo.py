@@ -48,8 +48,8 @@ def ringmo_swin_base() -> RingmoRecipe:
 
     Meant for tiles of 192 x 192 px of 10 m (`--site-size-m 1920`); 95.67 % on NWPU-RESISC45 when fine-tuned, as published.
     Learning rate 1e-4 for 512 images, AdamW (0.9, 0.999), weight decay 0.05, crops of 20 to 100 %. How many devices there
-    were is not published. Deviations: those of `ringmo` in sensors and error; one strided convolution as stem, where the
-    paper's is a stack of small ones.
+    were is not published. Deviations: those of `ringmo` in sensors and error; one strided convolution as stem, where
+    theirs is three in a row with batch norms, which together see no more than the patch.
     """
     return _published(SWIN_BASE)
 
