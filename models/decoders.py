@@ -6,6 +6,7 @@ Legend: B batch, C channel, Y X cells of the last map, y x pixels, D width, H wi
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,9 +39,9 @@ class LaplacianPyramid(nn.Module):
 
     def __init__(self, width: int, hidden: int, depth: int, sensors: Sequence[SensorSpec], token_size_m: float) -> None:
         super().__init__()
-        self.twice = _deconvolution(width, width, 2)
+        self.twice = _Deconvolution(width, width, 2)
         self.four_times = nn.Sequential(
-            _deconvolution(width, width, 2), _ChannelNorm(width), nn.GELU(), _deconvolution(width, width, 2)
+            _Deconvolution(width, width, 2), _ChannelNorm(width), nn.GELU(), _Deconvolution(width, width, 2)
         )
         self.low = LaplacianHead(width, hidden, depth, sensors, token_size_m)
         self.high = LaplacianHead(width, hidden, depth, sensors, token_size_m)
@@ -58,7 +59,7 @@ class LaplacianHead(nn.Module):
         super().__init__()
         if hidden % 4:
             raise InputError(f"a Laplacian head has width {hidden}, expected a multiple of 4")
-        self.enter = nn.Conv2d(width, hidden, 1)
+        self.enter = _Convolution(width, hidden, 1)
         self.blocks = nn.Sequential(*(LaplacianBlock(hidden) for _ in range(depth)))
         self.leave = nn.ModuleDict({spec.name: _to_pixels(hidden, spec, token_size_m) for spec in sensors})
 
@@ -72,12 +73,34 @@ class LaplacianBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.find = nn.Sequential(
-            nn.GELU(), nn.Conv2d(width, width // 2, 3, padding=1, groups=width // 2), nn.GELU(), nn.Conv2d(width // 2, width, 1)
+            nn.GELU(),
+            _Convolution(width, width // 2, 3, padding=1, groups=width // 2),
+            nn.GELU(),
+            _Convolution(width // 2, width, 1),
         )
-        self.keep = nn.Conv2d(width, width, 1)
+        self.keep = _Convolution(width, width, 1)
 
     def forward(self, x_BDYX: Tensor) -> Tensor:
         return self.find(x_BDYX) + self.keep(x_BDYX)
+
+
+class _Convolution(nn.Conv2d):
+    """Begins so that values neither fade nor grow through many narrow layers, as torch's own does."""
+
+    def first_values(self, generator: torch.Generator | None) -> None:
+        bound = (self.kernel_size[0] ** 2 * self.in_channels // self.groups) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+
+
+class _Deconvolution(nn.ConvTranspose2d):
+    """Each value becomes a square of `factor` times `factor` values."""
+
+    def __init__(self, width: int, out: int, factor: int) -> None:
+        super().__init__(width, out, kernel_size=factor, stride=factor)
+
+    def first_values(self, generator: torch.Generator | None) -> None:
+        bound = self.in_channels**-0.5
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -90,10 +113,6 @@ class _ChannelNorm(nn.LayerNorm):
         return super().forward(x_BDYX.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _deconvolution(width: int, out: int, factor: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(width, out, kernel_size=factor, stride=factor)
-
-
 def _to_pixels(hidden: int, spec: SensorSpec, token_size_m: float) -> nn.Sequential:
     """Return layers from H channels to the bands of `spec`, half a patch finer: for one of 16 px by 4, then by 2."""
     patch = spec.patch_px(token_size_m)
@@ -104,11 +123,11 @@ def _to_pixels(hidden: int, spec: SensorSpec, token_size_m: float) -> nn.Sequent
     half, last = hidden // 2, 2 if patch % 4 == 0 else 1
     return nn.Sequential(
         _ChannelNorm(hidden),
-        _deconvolution(hidden, half, patch // 2 // last),
+        _Deconvolution(hidden, half, patch // 2 // last),
         nn.GELU(),
-        nn.Conv2d(half, half // 2, 3, padding=1, groups=half // 2),
+        _Convolution(half, half // 2, 3, padding=1, groups=half // 2),
         nn.GELU(),
-        nn.Conv2d(half // 2, half, 1),
+        _Convolution(half // 2, half, 1),
         nn.GELU(),
-        _deconvolution(half, spec.num_bands, last),
+        _Deconvolution(half, spec.num_bands, last),
     )
