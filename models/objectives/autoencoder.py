@@ -97,9 +97,13 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = MaskToken(width)
         self.positions = PositionEmbedding(config.positions, width)
         self.decoder = Vit(config.decoder)
-        self.head = encoder.stem.build_head(encoder.sensors, encoder.token_size_m, width)
+        self.head = self.build_head(encoder)
         for part in (self.enter, self.mask_token, self.positions, self.decoder, self.head):
             initialise(part, generator)
+
+    def build_head(self, encoder: EncoderConfig) -> Any:
+        """Return the module that leads from the decoder's tokens to pixels, a `Head` unless `compare` is another too."""
+        return encoder.stem.build_head(encoder.sensors, encoder.token_size_m, self.config.decoder.embed_dim)
 
     def sensors(self, batch: Batch) -> list[SensorSpec]:
         """Return the sensors that take part in this step, the same on every rank: one in turn."""
@@ -175,8 +179,8 @@ class MaskedAutoencoder(nn.Module):
 
     def encode_tokens(self, part: Given, generator: torch.Generator) -> Tensor:
         """Return one sensor's tokens (B, N, D) as the encoder is given them."""
-        when, where = part.grid.time_days, part.grid.lonlat_deg
-        return self.encoder.tokens(part.pixels, part.spec, None, when, where, generator)[0]
+        grid = part.grid
+        return self.encoder.tokens(part.pixels, part.spec, None, grid.time_days, grid.lonlat_deg, generator, grid.scale)[0]
 
     def decode(self, given: list[Given], encoded: Encoded, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
         """Return the decoder's tokens (B, N, W) of each sensor, and its balance loss."""
