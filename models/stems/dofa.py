@@ -51,7 +51,7 @@ class WavelengthCodes(nn.Module):
         self.config = config
         self.first, self.second = (nn.Linear(config.code_width, config.code_width) for _ in range(2))
 
-    def first_values(self, generator: torch.Generator | None) -> None:
+    def draw(self, generator: torch.Generator | None) -> None:
         _published_values(self, generator)
 
     def forward(self, spec: SensorSpec) -> Tensor:
@@ -75,7 +75,7 @@ class WeightGenerator(nn.Module):
         self.to_weights = nn.Linear(code_width, num_weights)
         self.to_bias = nn.Linear(code_width, num_biases) if num_biases else None
 
-    def first_values(self, generator: torch.Generator | None) -> None:
+    def draw(self, generator: torch.Generator | None) -> None:
         _published_values(self, generator)
 
     def forward(self, code_CK: Tensor) -> tuple[Tensor, Tensor | None]:
