@@ -14,7 +14,7 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
     """Fill matrices and tokens with a normal of std 0.02 cut at two std, biases with 0, norms with 1 (Liu et al. 2021).
 
     One-dimensional parameters called `weight` are norms' scales; names beginning with `bias` are offsets. A module whose
-    publication says otherwise has a method `draw(generator)`, which is called last.
+    parameters begin otherwise, as convolutions of a ResNet do, has a method `draw`.
     """
     for name, parameter in module.named_parameters():
         leaf = name.rpartition(".")[2]
@@ -25,5 +25,5 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
         else:
             nn.init.trunc_normal_(parameter, std=STD, a=-2 * STD, b=2 * STD, generator=generator)
     for part in module.modules():
-        if own := getattr(part, "draw", None):
-            own(generator)
+        if callable(draw := getattr(part, "draw", None)):
+            draw(generator)

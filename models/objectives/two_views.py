@@ -7,6 +7,9 @@ the same step.
 from dataclasses import replace
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from models.batch import Batch, Tiles
 from models.encoder import Encoder
 from models.errors import InputError
@@ -34,6 +37,15 @@ def two_views(batch: Batch, kind: Kind, encoder: Encoder) -> tuple[View, View]:
     if tiles.is_present.shape[1] < 2:
         raise InputError(f"a batch has {tiles.is_present.shape[1]} dates, expected two; set view to a temporal or season pair")
     return (name, at_date(tiles, 0)), (name, at_date(tiles, 1))
+
+
+def pooled_view(encoder: Encoder, view: View, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Return `encoder.pooled` of a view, which may hold some of its sensor's bands only where the stem can do with them."""
+    name, tiles = view
+    spec = encoder.spec(name)
+    if tiles.bands != spec.bands:
+        encoder = encoder.extended(spec.select(tiles.bands))
+    return encoder.pooled(tiles, name, generator)
 
 
 def at_date(tiles: Tiles, date: int) -> Tiles:

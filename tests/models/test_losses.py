@@ -11,6 +11,7 @@ from models.objectives.byol import byol_loss
 from models.objectives.dino import dino_loss
 from models.objectives.mae import masked_mse, patchify, unpatchify
 from models.objectives.moco import in_batch_info_nce, info_nce
+from models.objectives.seco import seco_loss
 from models.objectives.simclr import nt_xent
 from models.objectives.vicreg import vicreg_loss
 
@@ -57,6 +58,37 @@ def test_info_nce_by_its_formula() -> None:
     loss.backward()
     assert key.grad is None
     assert queue.grad is None
+
+
+def test_seco_by_its_formula() -> None:
+    queries = [draw(i, N, D) for i in range(3)]
+    keys = [[draw(10 + 3 * i + j, N, D) for j in range(3)] for i in range(3)]
+    queues = [draw(20 + i, K, D) for i in range(3)]
+    total = 0.0
+    for space in range(3):
+        for n in range(N):
+            q = unit(queries[space][n])
+            right = math.exp(float(q @ unit(keys[space][space][n])) / 0.3)
+            wrong = sum(math.exp(float(q @ unit(k)) / 0.3) for k in queues[space])
+            for other in range(3):
+                if space != 0 and other != space:
+                    wrong += sum(math.exp(float(q @ unit(k)) / 0.3) for k in keys[space][other])
+            total -= math.log(right / (right + wrong)) / N
+    assert float(seco_loss(queries, keys, queues, 0.3)) == pytest.approx(total, abs=1e-9)
+
+
+def test_seco_ignores_in_each_space_what_the_paper_says() -> None:
+    """Space 0 has no key of the batch for a negative; in 1 and 2 the two others are, in any order."""
+    queries, queues = [draw(i, N, D) for i in range(3)], [draw(20 + i, K, D) for i in range(3)]
+    keys = [[draw(10 + 3 * i + j, N, D) for j in range(3)] for i in range(3)]
+    loss = float(seco_loss(queries, keys, queues, 0.3))
+
+    def changed(space: int, found: list[Tensor]) -> float:
+        return float(seco_loss(queries, [*keys[:space], found, *keys[space + 1 :]], queues, 0.3))
+
+    assert changed(0, [keys[0][0], draw(40, N, D), draw(41, N, D)]) == pytest.approx(loss, abs=1e-12)
+    assert changed(1, [keys[1][2], keys[1][1], keys[1][0].flip(0)]) == pytest.approx(loss, abs=1e-12)
+    assert changed(2, [keys[2][0], draw(40, N, D), keys[2][2]]) != pytest.approx(loss, abs=1e-4)
 
 
 def test_in_batch_info_nce_by_its_formula() -> None:
