@@ -1,7 +1,7 @@
 """Is the model learning something, or has it collapsed: small measures over features, experts and reconstructions.
 
 This file decides what is measured. Which value stops a run is decided by whoever watches it.
-Legend: B batch, C channel, Y X pixels, D width, E experts.
+Legend: B batch, N tokens, C channel, Y X pixels, D width, S sensors, E experts.
 """
 
 import torch
@@ -35,10 +35,25 @@ def feature_std(features_BD: Tensor) -> float:
     return float(nn.functional.normalize(features_BD.float(), dim=-1).std(0).mean())
 
 
-def expert_load(module: nn.Module) -> dict[str, Tensor]:
-    """Return for every mixture in `module`, by name, the share (E,) of its last tokens that chose each expert."""
-    mixtures = [(name, part) for name, part in module.named_modules() if isinstance(part, MixtureOfExperts)]
-    return {name: part.last_load for name, part in mixtures if part.last_load is not None}
+def expert_load(module: nn.Module, sensor_of_token: Tensor | None = None, num_sensors: int = 1) -> dict[str, Tensor]:
+    """Return for every mixture in `module`, by name, the shares (sensors, E) that experts had of its last call's tokens.
+
+    sensor_of_token (B, N) or (N,) says whose each token is, from 0, and -1 for one that does not count; tokens before the last
+    N, such as class token and registers, do not. Without it all tokens are one sensor's.
+    """
+    found = {}
+    for name, part in module.named_modules():
+        if not isinstance(part, MixtureOfExperts) or part.last_share_BNE is None:
+            continue
+        share_BNE = part.last_share_BNE.float()
+        of_token = share_BNE.new_zeros(share_BNE.shape[:2]) if sensor_of_token is None else sensor_of_token.to(share_BNE.device)
+        share_BNE = share_BNE[:, share_BNE.shape[1] - of_token.shape[-1] :]
+        is_sensor_SBN = (of_token == torch.arange(num_sensors, device=of_token.device)[:, None, None]).expand(
+            -1, *share_BNE.shape[:2]
+        )
+        load_SE = torch.einsum("sbn,bne->se", is_sensor_SBN.float(), share_BNE)
+        found[name] = load_SE / load_SE.sum(-1, keepdim=True).clamp_min(EPS)
+    return found
 
 
 @torch.no_grad()

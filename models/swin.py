@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.errors import InputError
 from models.gather import gather_rows
 from models.layers import Mlp, thin
-from models.moe import MixtureOfExperts, MoEConfig
+from models.moe import MoEConfig, build_experts
 from models.windows import WindowLayout, window_layout
 
 
@@ -105,15 +105,15 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         hidden = round(width * config.mlp_ratio)
         has_experts = config.moe is not None and stage in config.moe_stages and index % 2 == 1
-        self.mlp = MixtureOfExperts(config.moe, width, hidden) if config.moe and has_experts else Mlp(width, hidden)
+        self.mlp = build_experts(config.moe, width, hidden) if config.moe and has_experts else Mlp(width, hidden)
 
     def forward(
         self, x_BND: Tensor, grid: tuple[int, int], generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the tokens and the experts' balance loss, if there are experts."""
         x_BND = x_BND + self._thin(self._attend(self.norm_attention(x_BND), grid), generator)
-        change_ND, balance = self.mlp(self.norm_mlp(x_BND).flatten(0, 1))
-        return x_BND + self._thin(change_ND.view_as(x_BND), generator), balance
+        change_BND, balance = self.mlp(self.norm_mlp(x_BND))
+        return x_BND + self._thin(change_BND, generator), balance
 
     def _attend(self, x_BND: Tensor, grid: tuple[int, int]) -> Tensor:
         layout = window_layout(grid, self.window, self.is_shifted, x_BND.device)

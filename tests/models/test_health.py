@@ -39,5 +39,5 @@ def test_expert_load_names_each_mixture(make_config: Callable[..., EncoderConfig
     encoder.features(torch.randn(2, 1, 16, 16, generator=generator), torch.ones(2, 16, 16).bool(), "radar")
     ((name, load),) = expert_load(encoder).items()
     assert name.startswith("backbone.blocks.3")
-    assert load.shape == (4,)
+    assert load.shape == (1, 4)
     assert load.sum().item() == pytest.approx(1)
