@@ -21,7 +21,9 @@ def test_effective_rank_finds_a_known_rank(generator: torch.Generator) -> None:
 def test_feature_std() -> None:
     assert feature_std(torch.ones(8, 4) * torch.rand(8, 1)) == pytest.approx(0, abs=1e-6)
     spread = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0))
-    assert feature_std(spread) == pytest.approx(1 / 4, rel=0.01)
+    assert feature_std(spread) == pytest.approx(1, rel=0.01)
+    # Four corners of a square of the plane: each coordinate is +-sqrt(1/2), times sqrt(2).
+    assert feature_std(torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])) == pytest.approx(1)
 
 
 def test_high_frequency_ratio(generator: torch.Generator) -> None:
