@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from cluster.engine import Engine
 from models.batch import Batch
+from models.distributed import world_size
 from models.health import examine
 from pipeline.errors import RunFailed
 
@@ -43,10 +44,11 @@ class Watch:
             return
         # Ranks compute the same from the same, but need not on different processors: the first one decides.
         verdict = torch.tensor(self._in_a_row >= NUM_LOOKS, dtype=torch.int32, device=self._engine.device)
-        dist.broadcast(verdict, 0)
+        if world_size() > 1:
+            dist.broadcast(verdict, 0)
         if verdict:
             sensors = [name.partition("/")[2] for name in found if name.startswith("feature_std/")]
-            measured = ", ".join("{}: std {:.2g}, rank {:.2g}".format(s, *_of_sensor(found, s)[:2]) for s in sensors)
+            measured = "; ".join("{}: std {:.2g}, rank {:.2g}".format(s, *_of_sensor(found, s)[:2]) for s in sensors)
             raise RunFailed(
                 f"step {step + 1}: the encoder has collapsed (feature std relative to an even spread's and effective rank are "
                 f"{measured}, and were as low in {NUM_LOOKS} looks in a row), healthy runs have more than {MIN_STD:g} and "
