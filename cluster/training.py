@@ -29,6 +29,7 @@ from cluster.preview import save_reconstructions
 from cluster.run import Run
 from cluster.snapshot import counts_of_run, plan_of
 from cluster.watch import Watch
+from models.compilation import compile_blocks, require_compiler
 from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.archive import open_archive
@@ -59,6 +60,8 @@ class TrainConfig:
     checkpoint_every: int = 100
     health_every: int = 100
     """Steps between looks at the encoder's health (cluster/watch.py), the last step besides; 0: never."""
+    compile: bool = False
+    """Compile the backbones' blocks; pays off in runs of hours (docs/benchmarks.md)."""
     seed: int = 0
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
@@ -91,6 +94,8 @@ def train(job: Job) -> dict[str, Any]:
     # So that wrong input ends here, in one line, and not in the workers.
     archive, config, run = open_archive(job.archive_url), job.config, Run(job.run_url, job.name)
     run.raise_failure()
+    if config.compile:
+        require_compiler()
     counts = counts_of_run(run, SampleSource(archive, config.view), config.sensor_sets)
     plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
     if config.stream.crops:
@@ -131,6 +136,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
     source = SampleSource(archive, config.view)
     objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))
+    if config.compile:
+        compile_blocks(objective)
     engine = Engine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes // world_size)
     start = 0
     if checkpoint := ray.train.get_checkpoint():
