@@ -108,7 +108,7 @@ def test_positions_are_ground_distances(make_batch: Make, specs: Specs) -> None:
         assert given.grid.scale.tolist() == [scale, scale]
         stem = model.encoder.stem(given.pixels, given.spec).flatten(1, 3)
         torch.testing.assert_close(model.encode_tokens(given, seeded()), stem + sincos_2d(16, 4, 4, scale))
-        torch.testing.assert_close(model.place(given)[0], sincos_2d(16, 4, 4, scale))
+        torch.testing.assert_close(model.place(given, seeded())[0], sincos_2d(16, 4, 4, scale))
 
 
 def test_loss_equals_loops(make_batch: Make, specs: Specs) -> None:
