@@ -13,7 +13,7 @@ from torch import nn
 
 from cluster.lars import Lars
 from models.batch import Batch
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunFailed
 
 TAG = "state"
 ANY_NORM = 1e12
@@ -120,7 +120,10 @@ class Engine:
         return self._deepspeed.module
 
     def step(self, step: int, batches: Iterable[tuple[Batch, torch.Generator]]) -> dict[str, float]:
-        """Train on one step's micro-batches of this rank; return the loss terms averaged over all ranks and lanes."""
+        """Train on one step's micro-batches of this rank; return the loss terms averaged over all ranks and lanes.
+
+        Raise RunFailed, on every rank, if one is not finite.
+        """
         rate = self._config.rate(step, self._num_steps)
         decayed, kept = self._deepspeed.optimizer.param_groups
         decayed["weight_decay"] = self._config.decay(step, self._num_steps)
@@ -140,7 +143,10 @@ class Engine:
         dist.all_reduce(stacked)
         averaged = (stacked / dist.get_world_size()).tolist()
         if not all(map(math.isfinite, averaged)):
-            raise FloatingPointError(f"rank {dist.get_rank()}, step {step}: loss terms are {dict(zip(sorted(totals), averaged))}")
+            raise RunFailed(
+                f"step {step + 1}: loss terms are {dict(zip(sorted(totals), averaged))}, expected finite numbers; lower the "
+                f"learning rate, lengthen the warm-up or clip harder, and begin in a new folder"
+            )
         norm = self._deepspeed.get_global_grad_norm()
         return dict(zip(sorted(totals), averaged)) | {"gradient_norm": float(norm or 0.0), "learning_rate": rate}
 

@@ -37,7 +37,7 @@ def _report(run: Run, num_steps: int, stopped: threading.Event) -> None:
             is_last = stopped.wait(INTERVAL_SECONDS)
             events = _lines(run, "events.jsonl")
             for event in map(json.loads, events[num_events:]):
-                facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event"))
+                facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event", "reason"))
                 bar.console.print(f"{run.job}: {event['event']} ({facts})")
             num_events = len(events)
             if lines := _lines(run, "metrics.jsonl"):

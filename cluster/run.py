@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunFailed
 
 PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy")
 
@@ -43,6 +43,14 @@ class Run:
     def event(self, kind: str, **facts: Any) -> None:
         """Append a line to events.jsonl."""
         storage.append_line(self.path("events.jsonl"), json.dumps({"time": time.time(), "event": kind, **facts}, default=str))
+
+    def raise_failure(self) -> None:
+        """Raise RunFailed with the reason that an earlier execution left, if it left one."""
+        if storage.exists(self.path("events.jsonl")):
+            events = map(json.loads, storage.read_bytes(self.path("events.jsonl")).decode().splitlines())
+            for event in events:
+                if event["event"] == "failed":
+                    raise RunFailed(event["reason"])
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write summary.json, which makes the run count as finished, and return it."""

@@ -28,10 +28,12 @@ from cluster.follow import follow
 from cluster.preview import save_reconstructions
 from cluster.run import Run
 from cluster.snapshot import counts_of_run, plan_of
+from cluster.watch import Watch
+from models.compilation import compile_blocks, require_compiler
 from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.archive import open_archive
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunFailed
 from pipeline.samples import SampleSource
 from pipeline.stream import READ_CPUS, Stream, StreamConfig
 from pipeline.views import CrossSensor, View
@@ -56,12 +58,18 @@ class TrainConfig:
     """Which tiles make a sample."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     checkpoint_every: int = 100
+    health_every: int = 100
+    """Steps between looks at the encoder's health (cluster/watch.py), the last step besides; 0: never."""
+    compile: bool = False
+    """Compile the backbones' blocks; pays off in runs of hours (docs/benchmarks.md)."""
     seed: int = 0
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
         if min(self.num_steps, self.batch_size, self.lanes, self.workers, self.checkpoint_every, self.window_shards) < 1:
             raise InputError("num_steps, batch_size, lanes, workers, checkpoint_every and window_shards must be at least 1")
+        if self.health_every < 0:
+            raise InputError(f"health_every is {self.health_every}, expected a number of steps, or 0 for never")
         if self.lanes % self.workers:
             raise InputError(f"{self.lanes} lanes cannot be shared evenly by {self.workers} workers; make lanes a multiple")
 
@@ -74,7 +82,7 @@ class Job:
     archive_url: str
     name: str
     config: TrainConfig
-    build: Callable[[tuple[SensorSpec, ...], torch.Generator], nn.Module]
+    build: Callable[[tuple[SensorSpec, ...], torch.Generator | None], nn.Module]
     extra: dict[str, Any]
     """What the exported model's config.json says besides its shape."""
 
@@ -84,12 +92,16 @@ def train(job: Job) -> dict[str, Any]:
     connect()
     require_resources(job.config.workers, job.config.cpus_per_worker, READ_CPUS, job.config.gpus_per_worker)
     # So that wrong input ends here, in one line, and not in the workers.
-    archive, config = open_archive(job.archive_url), job.config
-    counts = counts_of_run(Run(job.run_url, job.name), SampleSource(archive, config.view), config.sensor_sets)
+    archive, config, run = open_archive(job.archive_url), job.config, Run(job.run_url, job.name)
+    run.raise_failure()
+    if config.compile:
+        require_compiler()
+    counts = counts_of_run(run, SampleSource(archive, config.view), config.sensor_sets)
     plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
     if config.stream.crops:
         config.stream.crops.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
-    sensor_specs(archive)
+    with torch.device("meta"):  # shapes only: nothing is allocated
+        job.build(sensor_specs(archive), None)
     filesystem, path = arrow_filesystem(job.run_url)
     started = time.time()
     trainer = TorchTrainer(
@@ -111,8 +123,9 @@ def train(job: Job) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=2),
         ),
     )
-    with follow(Run(job.run_url, job.name), job.config.num_steps):
+    with follow(run, job.config.num_steps):
         metrics = trainer.fit().metrics or {}
+    run.raise_failure()
     return {"steps": job.config.num_steps, "seconds": round(time.time() - started, 1), **metrics}
 
 
@@ -124,6 +137,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
     source = SampleSource(archive, config.view)
     objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))
+    if config.compile:
+        compile_blocks(objective)
     engine = Engine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes // world_size)
     start = 0
     if checkpoint := ray.train.get_checkpoint():
@@ -131,21 +146,33 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             start = engine.load(folder)
     recorder = _Recorder(run, config.num_steps, start, world_size) if rank == 0 else None
     stream = Stream(source, plan, rank, world_size, start, config.num_steps, config.stream)
+    watch = Watch(engine, config.health_every, config.num_steps, config.optimiser.warmup_steps)
+    terms: dict[str, Any] = {}
     before = time.perf_counter()
-    for step, micro_batches in zip(range(start, config.num_steps), stream):
-        waited = time.perf_counter() - before
-        pairs = ((to_batch(m), _generator(config.seed, step, m.lane)) for m in micro_batches)
-        terms = engine.step(step, pairs)
-        elapsed = time.perf_counter() - before
-        if recorder:
-            sensor_set = "+".join(plan.sets[micro_batches[0].step.sensor_set].sensor_set)
-            rate = config.lanes * config.batch_size / elapsed
-            recorder.record(step, sensor_set, terms, {"samples_per_second": rate, "data_wait_share": waited / elapsed})
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.num_steps:
+    try:
+        for step, micro_batches in zip(range(start, config.num_steps), stream):
+            waited = time.perf_counter() - before
+            pairs = ((to_batch(m), _generator(config.seed, step, m.lane)) for m in micro_batches)
+            terms = engine.step(step, pairs)
+            elapsed = time.perf_counter() - before
+            if watch.is_due(step):
+                terms |= watch.look(step, to_batch(micro_batches[0]), _generator(config.seed, step, micro_batches[0].lane))
             if recorder:
-                recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
-            _commit(engine, step + 1, terms, rank, run)
-        before = time.perf_counter()
+                sensor_set = "+".join(plan.sets[micro_batches[0].step.sensor_set].sensor_set)
+                rate = config.lanes * config.batch_size / elapsed
+                recorder.record(step, sensor_set, terms, {"samples_per_second": rate, "data_wait_share": waited / elapsed})
+            watch.diagnose(step, terms)
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.num_steps:
+                if recorder:
+                    recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
+                _commit(engine, step + 1, terms, rank, run)
+            before = time.perf_counter()
+    except RunFailed as failure:
+        # Every rank is here. Raised further it would be tried again, for the same end.
+        if recorder:
+            recorder.flush()
+            run.event("failed", reason=str(failure))
+        return
     weights = engine.gather_master_weights()
     if rank == 0:
         assert recorder
@@ -155,10 +182,10 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         with storage.staged_folder(run.path("model")) as folder:
             trained.encoder.save(folder, job.extra)
         save_reconstructions(trained, replace(source, splits=("val", "test")), plan, run)
-    _commit(engine, config.num_steps, {} if start >= config.num_steps else terms, rank, run)
+    _commit(engine, config.num_steps, terms, rank, run)
 
 
-def _commit(engine: Engine, next_step: int, terms: dict[str, float], rank: int, run: Run) -> None:
+def _commit(engine: Engine, next_step: int, terms: dict[str, Any], rank: int, run: Run) -> None:
     """Save on every rank and hand it to Ray Train, which makes it the run's checkpoint once all of it is stored."""
     name = f"{next_step:08d}"
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +216,7 @@ class _Recorder:
             storage.write_bytes(self._url, "".join(line + "\n" for line in kept).encode())
         run.event("training", start=start, steps=num_steps, workers=world_size)
 
-    def record(self, step: int, sensor_set: str, terms: dict[str, float], facts: dict[str, float]) -> None:
+    def record(self, step: int, sensor_set: str, terms: dict[str, Any], facts: dict[str, float]) -> None:
         self._pending.append(json.dumps({"step": step, "sensor_set": sensor_set, **terms, **facts}))
         if time.monotonic() - self._written > self.FLUSH_SECONDS:
             self.flush()

@@ -1,6 +1,7 @@
 """The command `terraloom`: arguments in, one job run, its summary out.
 
-Exit status 0: done. 2: the input is wrong, one line says what to do. 1: anything else, with the traceback.
+Exit status 0: done. 2: the input is wrong, one line says what to do. 1: a run that failed, one line says why; anything else,
+with the traceback.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from tyro.conf import AvoidSubcommands, FlagConversionOff, OmitArgPrefixes, Positional
 
 from models.errors import InputError as ModelInputError
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunFailed
 
 USAGE = """usage: terraloom JOB ... [--json]
 
@@ -361,6 +362,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (InputError, ModelInputError) as error:
         print(f"terraloom: {_first_cause(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except RunFailed as error:
+        print(f"terraloom: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     if wants_json:
         print(json.dumps(summary, default=str), flush=True)
     else:

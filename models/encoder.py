@@ -306,12 +306,7 @@ class Encoder(nn.Module):
     @property
     def num_active_parameters(self) -> int:
         """Parameters one token meets: all but the experts it is not sent to."""
-        idle = 0
-        for module in self.modules():
-            if isinstance(module, MixtureOfExperts):
-                experts = sum(p.numel() for p in module.parameters()) - module.router.numel()
-                idle += experts * (module.config.num_experts - module.config.top_k) // module.config.num_experts
-        return self.num_parameters - idle
+        return self.num_parameters - sum(m.num_idle_parameters for m in self.modules() if isinstance(m, MixtureOfExperts))
 
     @property
     def _device(self) -> torch.device:

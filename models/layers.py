@@ -13,8 +13,8 @@ class Mlp(nn.Module):
         self.expand = nn.Linear(width, hidden)
         self.project = nn.Linear(hidden, width)
 
-    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.project(F.gelu(self.expand(x_ND))), None
+    def forward(self, x_BND: Tensor, is_key_BN: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return self.project(F.gelu(self.expand(x_BND))), None
 
 
 def thin(change_BND: Tensor, drop: float, generator: torch.Generator | None) -> Tensor:

@@ -5,9 +5,10 @@ Windows come from `windows.py`, experts from `moe.py`, tokens from `stems.py`.
 Legend: B batch, Y X tokens, N = Y*X, W windows, n tokens of one window, h heads, D width, d width of one head.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from models.errors import InputError
 from models.gather import gather_rows
 from models.layers import Mlp, thin
-from models.moe import MixtureOfExperts, MoEConfig
+from models.moe import MoEConfig, build_experts
 from models.windows import WindowLayout, window_layout
 
 
@@ -105,18 +106,21 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         hidden = round(width * config.mlp_ratio)
         has_experts = config.moe is not None and stage in config.moe_stages and index % 2 == 1
-        self.mlp = MixtureOfExperts(config.moe, width, hidden) if config.moe and has_experts else Mlp(width, hidden)
+        self.mlp = build_experts(config.moe, width, hidden) if config.moe and has_experts else Mlp(width, hidden)
 
     def forward(
-        self, x_BND: Tensor, grid: tuple[int, int], generator: torch.Generator | None = None
+        self, x_BND: Tensor, grid: tuple[int, int], layout: WindowLayout, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens and the experts' balance loss, if there are experts."""
-        x_BND = x_BND + self._thin(self._attend(self.norm_attention(x_BND), grid), generator)
-        change_ND, balance = self.mlp(self.norm_mlp(x_BND).flatten(0, 1))
-        return x_BND + self._thin(change_ND.view_as(x_BND), generator), balance
+        """Return the tokens and the experts' balance loss, if there are experts; the layout is `layout`'s."""
+        x_BND = x_BND + self._thin(self._attend(self.norm_attention(x_BND), grid, layout), generator)
+        change_BND, balance = self.mlp(self.norm_mlp(x_BND))
+        return x_BND + self._thin(change_BND, generator), balance
 
-    def _attend(self, x_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-        layout = window_layout(grid, self.window, self.is_shifted, x_BND.device)
+    def layout(self, grid: tuple[int, int], device: torch.device) -> WindowLayout:
+        """Return the windows over `grid`. Not looked up in `forward`, because torch.compile traces into caches."""
+        return window_layout(grid, self.window, self.is_shifted, device)
+
+    def _attend(self, x_BND: Tensor, grid: tuple[int, int], layout: WindowLayout) -> Tensor:
         is_padded = layout.padded != grid
         if is_padded:
             x_BYXD = x_BND.unflatten(1, grid)
@@ -155,7 +159,7 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.config = config
-        drops = torch.linspace(0, config.drop_path, sum(config.depths)).split(list(config.depths))
+        drops = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").split(list(config.depths))
         self.blocks = nn.ModuleList(
             Block(config, stage, index, float(drop))
             for stage in range(len(config.depths))
@@ -169,14 +173,14 @@ class Swin(nn.Module):
         maps: list[Tensor] = []
         balance = torch.zeros((), device=tokens_BYXD.device)
         x_BYXD = tokens_BYXD
-        blocks = iter(self.blocks)
+        blocks: Iterator[Any] = iter(self.blocks)
         for stage, depth in enumerate(self.config.depths):
             if stage:
                 x_BYXD = self.merges[stage - 1](x_BYXD)
             grid = (x_BYXD.shape[1], x_BYXD.shape[2])
             x_BND = x_BYXD.flatten(1, 2)
             for block in islice(blocks, depth):
-                x_BND, block_balance = block(x_BND, grid, generator)
+                x_BND, block_balance = block(x_BND, grid, block.layout(grid, x_BND.device), generator)
                 balance = balance if block_balance is None else balance + block_balance
             x_BYXD = x_BND.unflatten(1, grid)
             maps.append(x_BYXD)

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.errors import InputError
 from models.layers import Mlp, thin
-from models.moe import MixtureOfExperts, MoEConfig
+from models.moe import MoEConfig, build_experts
 
 NORM_EPS = 1e-6
 NUM_TAPS = 4
@@ -116,12 +116,12 @@ class VitBlock(nn.Module):
         self.norm_attention = nn.LayerNorm(width, NORM_EPS)
         self.attention = Attention(width, config.num_heads)
         self.norm_mlp = nn.LayerNorm(width, NORM_EPS)
-        self.mlp = MixtureOfExperts(config.moe, width, hidden) if config.moe and index % 2 == 1 else Mlp(width, hidden)
+        self.mlp = build_experts(config.moe, width, hidden) if config.moe and index % 2 == 1 else Mlp(width, hidden)
 
     def forward(self, x_BND: Tensor, is_key_BN: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
         x_BND = x_BND + self._thin(self.attention(self.norm_attention(x_BND), is_key_BN), generator)
-        change_ND, balance = self.mlp(self.norm_mlp(x_BND).flatten(0, 1))
-        return x_BND + self._thin(change_ND.view_as(x_BND), generator), balance
+        change_BND, balance = self.mlp(self.norm_mlp(x_BND), is_key_BN)
+        return x_BND + self._thin(change_BND, generator), balance
 
     def _thin(self, change_BND: Tensor, generator: torch.Generator | None) -> Tensor:
         return thin(change_BND, self.drop if self.training else 0.0, generator)

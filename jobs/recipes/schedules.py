@@ -32,7 +32,9 @@ def published(
 def tiny(train: TrainConfig, **changes: Any) -> TrainConfig:
     """Return the same run in well under a minute on two CPU cores, given a backbone to match."""
     optimiser = replace(train.optimiser, learning_rate=1e-3, warmup_steps=10)
-    return replace(train, **{"num_steps": 60, "batch_size": 16, "checkpoint_every": 20, "optimiser": optimiser, **changes})
+    return replace(
+        train, **{"num_steps": 60, "batch_size": 16, "checkpoint_every": 20, "health_every": 20, "optimiser": optimiser, **changes}
+    )
 
 
 def whole_batch(train: TrainConfig, workers: int) -> TrainConfig:

@@ -111,7 +111,7 @@ def test_stage_shapes_and_experts(generator: torch.Generator) -> None:
     initialise(swin, generator)
     maps, balance = swin(torch.randn(2, 9, 12, 8, generator=generator))
     assert [tuple(m.shape) for m in maps] == [(2, 9, 12, 8), (2, 5, 6, 16), (2, 3, 3, 32)]
-    assert [type(block.mlp).__name__[:3] for block in swin.blocks] == ["Mlp"] * 4 + ["Mix", "Mlp", "Mix"]
+    assert [type(block.mlp).__name__[:3] for block in swin.blocks] == ["Mlp"] * 4 + ["Tok", "Mlp", "Tok"]
     assert balance.dtype == torch.float32
     assert 1.8 < balance.item() < 4  # two mixtures of about 1 each at first
 
