@@ -31,12 +31,12 @@ def dino_tiny() -> DinoRecipe:
     return in_tiny(dino())
 
 
-def dino_small() -> DinoRecipe:
-    """The published ViT-S/16 and its schedule, 800 epochs: 77.0 % on ImageNet (linear) as published; see `dino_base`."""
+def dino_vit_small() -> DinoRecipe:
+    """The published ViT-S/16 and its schedule, 800 epochs: 77.0 % on ImageNet (linear) as published; see `dino_vit_base`."""
     return _published("small", 800)
 
 
-def dino_base() -> DinoRecipe:
+def dino_vit_base() -> DinoRecipe:
     """The published ViT-B/16: 400 epochs of 1.28 M images, batch 1024, AdamW 5e-4 x batch / 256; 78.2 % (linear).
 
     For tiles of 256 px of 10 m (`--site-size-m 2560`), of which crops are 224 and 96 px. Weight decay rises from 0.04 to 0.4,

@@ -90,12 +90,12 @@ def moco_v3_tiny() -> MocoV3Recipe:
     return in_tiny(moco_v3())
 
 
-def moco_v3_small() -> MocoV3Recipe:
-    """The published ViT-S (12 heads) and its schedule: 73.2 % on ImageNet (linear) as published; see `moco_v3_base`."""
+def moco_v3_vit_small() -> MocoV3Recipe:
+    """The published ViT-S (12 heads) and its schedule: 73.2 % on ImageNet (linear) as published; see `moco_v3_vit_base`."""
     return _published_v3("small", num_heads=12)
 
 
-def moco_v3_base() -> MocoV3Recipe:
+def moco_v3_vit_base() -> MocoV3Recipe:
     """The published ViT-B and its schedule: 300 epochs of 1.28 M images, batch 4096, AdamW 1.5e-4 x batch / 256; 32 GPUs.
 
     For tiles of 224 px of 10 m, tokens of 16 px, the patch embedding frozen at its first values. 76.7 % on ImageNet (linear)
