@@ -131,6 +131,9 @@ def test_views_are_crops_dates_or_sensors() -> None:
     assert name == other == "radar"
     assert torch.equal(two.pixels, batch.crops[1].tiles["radar"].pixels[:, :1])
     (_, one), (_, two) = two_views(batch, "dates", encoder)
+    assert torch.equal(one.pixels, batch.crops[0].tiles["radar"].pixels[:, :1])
+    assert torch.equal(two.pixels, batch.crops[1].tiles["radar"].pixels[:, 1:2])
+    (_, one), (_, two) = two_views(replace(batch, crops=()), "dates", encoder)
     assert torch.equal(one.pixels, batch.tiles["radar"].pixels[:, :1])
     assert torch.equal(two.pixels, batch.tiles["radar"].pixels[:, 1:2])
     assert [name for name, _ in two_views(batch, "sensors", encoder)] == ["optical", "radar"]
