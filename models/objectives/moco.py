@@ -16,7 +16,7 @@ from models.heads import MlpHead
 from models.initialise import initialise
 from models.moving import MovingAverage, cosine_momentum
 from models.objectives.joint import JointConfig
-from models.objectives.two_views import View, two_views
+from models.objectives.two_views import View, sensors_of, two_views
 
 
 def info_nce(query: Tensor, positive_key: Tensor, negative_keys: Tensor, temperature: float) -> Tensor:
@@ -76,8 +76,8 @@ class Moco(nn.Module):
         self._made: list[Tensor] = []
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached objective and balance."""
-        asking, answering = two_views(batch, self.config.views, self.encoder)
+        """Return scalars: loss, and detached objective/<sensor> and balance."""
+        views = asking, answering = two_views(batch, self.config.views, self.encoder)
         pooled, balance = self.encoder.pooled(asking[1], asking[0], generator)
         query = self.head(pooled.to(self.head.dtype)).float()
         key = self.keys.run(partial(_project, view=answering), self.head).float()
@@ -85,7 +85,7 @@ class Moco(nn.Module):
         if self.training:
             self._made.append(F.normalize(gather(key), dim=-1))
         loss = objective + self.config.balance_weight * balance
-        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+        return {"loss": loss, f"objective/{sensors_of(views)}": objective.detach(), "balance": balance.detach()}
 
     @torch.no_grad()
     def after_step(self, step: int, num_steps: int) -> None:
@@ -96,6 +96,10 @@ class Moco(nn.Module):
         places = (torch.arange(len(keys), device=keys.device) + self.place) % self.config.queue_size
         self.queue_KD[places] = keys.to(self.queue_KD)
         self.place.copy_((self.place + len(keys)) % self.config.queue_size)
+
+    def compared(self, pooled_BD: Tensor) -> Tensor:
+        """Return what the loss compares of embeddings, (B, D'), for health to look at."""
+        return self.head(pooled_BD.to(self.head.dtype))
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.head])
@@ -128,9 +132,10 @@ class MocoV3(nn.Module):
         self.keys = MovingAverage(self._online())
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached objective and balance."""
+        """Return scalars: loss, and detached objective/<sensor> and balance."""
+        views = two_views(batch, self.config.views, self.encoder)
         queries, keys, balances = [], [], []
-        for view in two_views(batch, self.config.views, self.encoder):
+        for view in views:
             pooled, balance = self.encoder.pooled(view[1], view[0], generator)
             queries.append(self.predictor(self.head(pooled.to(self.head.dtype))).float())
             keys.append(gather(self.keys.run(partial(_project, view=view), self.head).float()))
@@ -139,10 +144,14 @@ class MocoV3(nn.Module):
         both = [in_batch_info_nce(queries[i], keys[1 - i], self.config.temperature, first) for i in (0, 1)]
         objective, balance = both[0] + both[1], torch.stack(balances).mean()
         loss = objective + self.config.balance_weight * balance
-        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+        return {"loss": loss, f"objective/{sensors_of(views)}": objective.detach(), "balance": balance.detach()}
 
     def after_step(self, step: int, num_steps: int) -> None:
         self.keys.update(self._online(), cosine_momentum(self.config.momentum, step, num_steps))
+
+    def compared(self, pooled_BD: Tensor) -> Tensor:
+        """Return what the loss compares of embeddings, (B, D'), for health to look at."""
+        return self.head(pooled_BD.to(self.head.dtype))
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.head])

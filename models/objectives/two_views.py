@@ -4,6 +4,7 @@ This file decides which tiles are compared; what is drawn at random was drawn be
 the same step.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -34,6 +35,11 @@ def two_views(batch: Batch, kind: Kind, encoder: Encoder) -> tuple[View, View]:
     if tiles.is_present.shape[1] < 2:
         raise InputError(f"a batch has {tiles.is_present.shape[1]} dates, expected two; set view to a temporal or season pair")
     return (name, at_date(tiles, 0)), (name, at_date(tiles, 1))
+
+
+def sensors_of(views: Sequence[View]) -> str:
+    """Return the name under which a term of these views is told: the sensors', each once."""
+    return "+".join(dict.fromkeys(name for name, _ in views))
 
 
 def at_date(tiles: Tiles, date: int) -> Tiles:

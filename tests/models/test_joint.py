@@ -75,11 +75,11 @@ def test_moco_and_byol_compare_what_the_papers_compare() -> None:
     (name, one), (_, two) = two_views(batch, "crops", moco.encoder)
     query = moco.head(moco.encoder.pooled(one, name)[0])
     key = moco.keys.copy[1](moco.keys.copy[0].pooled(two, name)[0])
-    torch.testing.assert_close(moco(batch, seeded(0))["objective"], info_nce(query, key, moco.queue_KD, 0.2).detach())
+    torch.testing.assert_close(moco(batch, seeded(0))["objective/optical"], info_nce(query, key, moco.queue_KD, 0.2).detach())
     online = [byol.predictor(byol.projector(byol.encoder.pooled(view, name)[0])) for view in (one, two)]
     target = [byol.target.copy[1](byol.target.copy[0].pooled(view, name)[0]) for view in (one, two)]
     expected = byol_loss(online[0], target[1]) + byol_loss(online[1], target[0])
-    torch.testing.assert_close(byol(batch, seeded(0))["objective"], expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(byol(batch, seeded(0))["objective/optical"], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_dino_keeps_its_prototypes_still_at_first() -> None:
