@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 TINY = ["--num-steps", "24", "--checkpoint-every", "8", "--batch-size", "4", "--window-shards", "2"]
+LOOKS = ["--health-every", "8"]
 
 
 def terraloom(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +30,7 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 @pytest.fixture(scope="module")
 def pretrained(archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "pretrained"
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *TINY, "--json")
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *TINY, *LOOKS, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == 24
     return run
@@ -37,6 +38,10 @@ def pretrained(archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_folder_is_whole(pretrained: Path) -> None:
     assert sorted(losses(pretrained)) == list(range(24))
+    looked_at = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines() if "feature_std" in line]
+    assert [record["step"] for record in looked_at] == [7, 15, 23]
+    for measure in ("effective_rank", "cosine_turned_90", "expert_load", "high_frequency"):
+        assert any(name.startswith(f"{measure}/") for name in looked_at[-1])
     for name in ("config.json", "events.jsonl", "summary.json", "reconstructions.npz", "model/model.safetensors"):
         assert (pretrained / name).is_file(), name
     config = json.loads((pretrained / "config.json").read_text())
@@ -46,21 +51,22 @@ def test_run_folder_is_whole(pretrained: Path) -> None:
 
 def test_second_run_with_same_arguments_only_reports(pretrained: Path, archive: str) -> None:
     before = (pretrained / "metrics.jsonl").read_bytes()
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, "--json")
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, *LOOKS, "--json")
     assert done.returncode == 0, done.stderr
     assert (pretrained / "metrics.jsonl").read_bytes() == before
 
 
 def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, archive: str) -> None:
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, "--mask-ratio", "0.5")
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, *LOOKS, "--mask-ratio", "0.5")
     assert done.returncode == 2
     assert "config.mask_ratio = 0.6, not 0.5" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str, tmp_path: Path) -> None:
-    run = tmp_path / "killed"
-    command = [sys.executable, "-m", "jobs.cli", "pretrain", "msgfm_tiny", archive, str(run), *TINY]
+    """And whether its health is looked at or not."""
+    run, options = tmp_path / "killed", [*TINY, "--health-every", "0"]
+    command = [sys.executable, "-m", "jobs.cli", "pretrain", "msgfm_tiny", archive, str(run), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     snapshot, limit = run / "checkpoints" / "checkpoint_manager_snapshot.json", time.monotonic() + 200
     while not (snapshot.is_file() and "00000008" in snapshot.read_text()):
@@ -70,12 +76,14 @@ def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str,
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (run / "summary.json").exists()
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *TINY)
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *options)
     assert done.returncode == 0, done.stderr
     starts = [json.loads(line)["start"] for line in (run / "events.jsonl").read_text().splitlines() if '"training"' in line]
     assert starts[0] == 0
     assert starts[-1] in (8, 16)
     assert losses(run) == losses(pretrained)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, pretrained)]
+    assert weights[0] == weights[1]
 
 
 def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path: Path) -> None:
