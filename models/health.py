@@ -19,7 +19,7 @@ from models.distributed import gather, mean
 from models.moe import MixtureOfExperts
 
 EPS = 1e-12
-NUM_EMBEDDED, NUM_TURNED, NUM_RECONSTRUCTED = 32, 16, 8
+NUM_EMBEDDED, NUM_TURNED, NUM_RECONSTRUCTED = 32, 8, 4
 """Tiles of each rank that are embedded, turned and reconstructed: enough for the measures, few beside a step."""
 
 

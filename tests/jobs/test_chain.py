@@ -1,23 +1,42 @@
 """The chain on a small planet through the command itself: train, be killed, resume, distil, evaluate, report."""
 
+import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+
+from jobs.cli import main
 
 TINY = ["--num-steps", "24", "--checkpoint-every", "8", "--batch-size", "4", "--window-shards", "2"]
 LOOKS = ["--health-every", "8"]
 
 
 def terraloom(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    """Run a command in this process, which has all its imports and a cluster; anything but an exit fails the test."""
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    return subprocess.CompletedProcess(arguments, int(str(ended.value.code)), output.getvalue(), errors.getvalue())
+
+
+def start(cluster: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command in a process of its own, as people do, on the session's cluster."""
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster}, **pipes)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    return output
 
 
 def losses(run: Path) -> dict[int, dict[str, float]]:
@@ -28,11 +47,10 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def pretrained(archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pretrained(archive: str, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "pretrained"
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *TINY, *LOOKS, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 24
+    output = finish(start(cluster, "pretrain", "msgfm_tiny", archive, str(run), *TINY, *LOOKS, "--json"))
+    assert json.loads(output.splitlines()[-1])["steps"] == 24
     return run
 
 
@@ -63,21 +81,19 @@ def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, archive
     assert "Traceback" not in done.stderr
 
 
-def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str, tmp_path: Path) -> None:
+def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str, cluster: str, tmp_path: Path) -> None:
     """And whether its health is looked at or not."""
     run, options = tmp_path / "killed", [*TINY, "--health-every", "0"]
-    command = [sys.executable, "-m", "jobs.cli", "pretrain", "msgfm_tiny", archive, str(run), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = start(cluster, "pretrain", "msgfm_tiny", archive, str(run), *options)
     snapshot, limit = run / "checkpoints" / "checkpoint_manager_snapshot.json", time.monotonic() + 200
     while not (snapshot.is_file() and "00000008" in snapshot.read_text()):
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < limit
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     assert not (run / "summary.json").exists()
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *options)
-    assert done.returncode == 0, done.stderr
+    finish(start(cluster, "pretrain", "msgfm_tiny", archive, str(run), *options))
     starts = [json.loads(line)["start"] for line in (run / "events.jsonl").read_text().splitlines() if '"training"' in line]
     assert starts[0] == 0
     assert starts[-1] in (8, 16)
@@ -155,14 +171,16 @@ def test_wrong_input_is_one_line(arguments: list[str], message: str, archive: st
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_archive_of_another_version_is_refused(archive: str, tmp_path: Path) -> None:
+def test_archive_of_another_version_is_refused(archive: str, cluster: str, tmp_path: Path) -> None:
     other = tmp_path / "archive"
     other.mkdir()
     index = json.loads((Path(archive) / "archive.json").read_text())
     (other / "archive.json").write_text(json.dumps(index | {"schema_version": 99}))
-    done = terraloom("pretrain", "msgfm_tiny", str(other), str(tmp_path / "run"))
-    assert done.returncode == 2
-    assert "has schema version 99, this program reads version 2" in done.stderr
+    process = start(cluster, "pretrain", "msgfm_tiny", str(other), str(tmp_path / "run"))
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 2
+    assert "has schema version 99, this program reads version 2" in errors
+    assert "Traceback" not in errors
 
 
 def test_folder_of_corrupt_scenes_is_refused(tmp_path: Path) -> None:
