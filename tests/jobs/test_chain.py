@@ -134,6 +134,7 @@ def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path:
     for heading in ("Evaluation: landcover", "Reconstructions", "Co-registration", "Samples", "Training: distill"):
         assert f"<h2>{heading}" in text
     assert "supervised from scratch" in text
+    assert "effective rank" in text
     assert not re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=[\"']?https?:", text)
 
 
