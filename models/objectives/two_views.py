@@ -4,6 +4,7 @@ This file decides which tiles are compared; what is drawn at random was drawn be
 the same step.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -47,6 +48,11 @@ def pooled_view(encoder: Encoder, view: View, generator: torch.Generator | None 
     if tiles.bands != spec.bands:
         encoder = encoder.extended(spec.select(tiles.bands))
     return encoder.pooled(tiles, name, generator)
+
+
+def sensors_of(views: Sequence[View]) -> str:
+    """Return the name under which a term of these views is told: the sensors', each once."""
+    return "+".join(dict.fromkeys(name for name, _ in views))
 
 
 def at_date(tiles: Tiles, date: int) -> Tiles:
