@@ -88,6 +88,10 @@ class Seco(nn.Module):
         for queue in self._queues():
             queue.advance()
 
+    def compared(self, pooled_BD: Tensor) -> Tensor:
+        """Return what the loss compares of embeddings in all sub-spaces, (B, D'), for health to look at."""
+        return torch.cat([head(pooled_BD) for head in self.heads], -1)
+
     def _views(self, batch: Batch) -> list[View]:
         """Return the query's tiles and the three keys' of one sensor; sensors take turns."""
         names = [spec.name for spec in self.encoder.config.sensors if spec.name in batch.tiles]
