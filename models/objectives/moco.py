@@ -98,9 +98,9 @@ class Moco(nn.Module):
 
 @dataclass(frozen=True)
 class MocoV3Config(JointConfig):
-    """Published (ViT): three layers of 4096 to 256, a predictor of two, temperature 0.2, momentum from 0.99 to 1, and
+    """Published (ViT): three layers of 4096 to 256, a predictor of two, temperature 0.2, momentum from 0.99 to 1.
 
-    has_frozen_stem: the patch embedding keeps its first, random weights, without which large batches were unstable.
+    has_frozen_stem, as published: the patch embedding keeps its first, random weights; trained ones make large batches unstable.
     """
 
     hidden: int = 4096
