@@ -1,6 +1,6 @@
 """Features of tiles for probes: by a trained encoder, a random one, or plain image statistics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,15 +12,15 @@ from models.encoder import Encoder, EncoderConfig
 from pipeline import storage
 from pipeline.archive import Archive
 from pipeline.augment import SensorArrays
-from pipeline.sensors import Sensor
+from pipeline.dates import SECONDS_PER_DAY, seconds_of
 
 BATCH_SIZE = 64
 
 
 class FeatureMaker(Protocol):
-    """Turns tiles of one sensor, (N, C, Y, X) in physical units with (N, Y, X) validity, into features (N, D)."""
+    """Turns tiles of one sensor, one date each, at (N, 2) longitudes and latitudes, into features (N, D)."""
 
-    def features(self, sensor: Sensor, physical: np.ndarray, is_valid: np.ndarray) -> np.ndarray: ...
+    def features(self, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass
@@ -33,8 +33,8 @@ class ModelFeatures:
         with storage.local_copy(self.model_url) as folder:
             return Encoder.load(folder)
 
-    def features(self, sensor: Sensor, physical: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
-        return _embed(self.load(), sensor, physical, is_valid)
+    def features(self, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray:
+        return embed(self.load(), arrays, lonlat_deg)
 
 
 @dataclass
@@ -44,37 +44,40 @@ class RandomFeatures:
     config: EncoderConfig
     seed: int
 
-    def features(self, sensor: Sensor, physical: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
-        encoder = Encoder(self.config, torch.Generator().manual_seed(self.seed)).eval()
-        return _embed(encoder, sensor, physical, is_valid)
+    def features(self, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray:
+        return embed(Encoder(self.config, torch.Generator().manual_seed(self.seed)).eval(), arrays, lonlat_deg)
 
 
 @dataclass
 class ImageStatistics:
     """Per-band mean, standard deviation, minimum and maximum over valid pixels."""
 
-    def features(self, sensor: Sensor, physical: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
+    def features(self, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray:
         found = []
-        for pixels, valid in zip(physical, is_valid):
+        for pixels, valid in zip(arrays.pixels[:, 0], arrays.is_valid[:, 0]):
             inside = pixels[:, valid] if valid.any() else np.zeros((len(pixels), 1), np.float32)
             found.append(np.concatenate([inside.mean(1), inside.std(1), inside.min(1), inside.max(1)]))
         return np.stack(found)
 
 
-def _embed(encoder: Encoder, sensor: Sensor, physical: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
-    found = []
-    for first in range(0, len(physical), BATCH_SIZE):
+def embed(encoder: Encoder, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray:
+    """Return pooled embeddings (N, D) of the first date of each sample."""
+    tiles, lonlat, found = to_tiles(arrays), torch.from_numpy(lonlat_deg), []
+    for first in range(0, len(lonlat), BATCH_SIZE):
         part = slice(first, first + BATCH_SIZE)
-        dates = (len(physical[part]), 1)
-        arrays = SensorArrays(sensor, physical[part, None], is_valid[part, None], np.ones(dates, bool), np.full(dates, np.nan))
-        batch = Batch({sensor.name: to_tiles(arrays)}, torch.full((len(physical[part]), 2), torch.nan, dtype=torch.float64))
-        found.append(encoder.encode(batch)[sensor.name].pooled[:, 0].numpy())
+        arrays_of = {name: getattr(tiles, name)[part] for name in ("pixels", "is_valid", "is_present", "time_days")}
+        batch = Batch({arrays.sensor.name: replace(tiles, **arrays_of)}, lonlat[part])
+        found.append(encoder.encode(batch)[arrays.sensor.name].pooled[:, 0].numpy())
     return np.concatenate(found)
 
 
 def features_of_shard(archive: Archive, maker: FeatureMaker, shard: str, sensor_name: str, rows: np.ndarray) -> np.ndarray:
     """Return features (N, D) of tiles `rows` of one sensor in one shard."""
     torch.set_num_threads(1)
-    sensor = archive.sensors[sensor_name]
+    sensor, tiles = archive.sensors[sensor_name], archive.tiles([shard])
+    facts = tiles[tiles["sensor"] == sensor_name].set_index("row").loc[rows]
     stored, is_valid = archive.read(shard, sensor_name, rows)
-    return maker.features(sensor, sensor.to_physical(stored), is_valid > 0)
+    days = seconds_of(facts["time"])[:, None] / SECONDS_PER_DAY
+    pixels = sensor.to_physical(stored)[:, None]
+    arrays = SensorArrays(sensor, pixels, is_valid[:, None] > 0, np.ones(days.shape, bool), days)
+    return maker.features(arrays, facts[["lon_deg", "lat_deg"]].to_numpy(np.float64))

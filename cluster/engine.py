@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -11,23 +11,39 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
+from cluster.lars import Lars
 from models.batch import Batch
 from pipeline.errors import InputError, RunFailed
 
 TAG = "state"
+ANY_NORM = 1e12
+"""Stands for no clipping: without a limit DeepSpeed (0.19) does not measure the gradient's norm at stage 0."""
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW with linear warm-up and cosine decay to `final_rate_share` of the peak."""
+    """Which optimiser; linear warm-up, then cosine decay to `final_rate_share` of the peak, or steps at `decay_at`."""
 
+    algorithm: Literal["adamw", "sgd", "lars"] = "adamw"
+    """LARS needs whole parameters: `zero_stage` 0 and `bf16` False."""
     learning_rate: float = 1e-3
     """Peak rate, for the batch of this run (no hidden scaling)."""
+    bias_rate_share: float = 1.0
+    """Rate of biases and norms, as a share of `learning_rate`."""
     weight_decay: float = 0.05
+    """Of matrices and kernels only."""
+    final_weight_decay: float | None = None
+    """What weight decay rises or falls to over the run, as a cosine does; None: it stays."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW."""
+    gradient_momentum: float = 0.9
+    """Of SGD and LARS."""
     warmup_steps: int = 50
     final_rate_share: float = 0.02
+    decay_at: tuple[float, ...] = ()
+    """Shares of the run after each of which the rate is a tenth; in place of the cosine."""
     clip_norm: float = 1.0
+    """Largest norm of the whole gradient; 0: any."""
     zero_stage: int = 2
     """DeepSpeed ZeRO stage, 0 to 3."""
     bf16: bool = True
@@ -38,14 +54,42 @@ class OptimiserConfig:
             raise InputError(f"zero_stage is {self.zero_stage}, expected 0, 1, 2 or 3")
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate is {self.learning_rate}, expected a positive number")
+        if any(not 0 < share < 1 for share in self.decay_at):
+            raise InputError(f"decay_at is {self.decay_at}, expected shares of the run between 0 and 1")
+        if self.algorithm == "lars" and (self.zero_stage or self.bf16):
+            raise InputError(
+                f"lars with zero_stage {self.zero_stage} and bf16 {self.bf16} would see flattened pieces of parameters, whose "
+                f"norms it needs; expected zero_stage 0 and bf16 False"
+            )
 
     def rate(self, step: int, num_steps: int) -> float:
         """Return the learning rate of `step` (from 0)."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.decay_at:
+            return self.learning_rate * 0.1 ** sum(step >= share * num_steps for share in self.decay_at)
         done = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
-        share = self.final_rate_share + (1 - self.final_rate_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.learning_rate * share
+        return self.learning_rate * _cosine(1.0, self.final_rate_share, done)
+
+    def decay(self, step: int, num_steps: int) -> float:
+        """Return the weight decay of `step` (from 0)."""
+        if self.final_weight_decay is None:
+            return self.weight_decay
+        return _cosine(self.weight_decay, self.final_weight_decay, step / max(1, num_steps))
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(module, self.weight_decay)
+        if self.algorithm == "sgd":
+            return torch.optim.SGD(groups, self.learning_rate, self.gradient_momentum)
+        if self.algorithm == "lars":
+            groups[1]["trust"] = 0.0
+            return Lars(groups, self.learning_rate, self.gradient_momentum)
+        return torch.optim.AdamW(groups, self.learning_rate, self.betas)
+
+
+def _cosine(first: float, last: float, done: float) -> float:
+    """Return what lies between the first and the last value where a share `done` of half a cosine is over."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 class Engine:
@@ -53,15 +97,14 @@ class Engine:
 
     def __init__(self, objective: nn.Module, config: OptimiserConfig, num_steps: int, batch_size: int, accumulate: int):
         self._config, self._num_steps = config, num_steps
-        optimiser = torch.optim.AdamW(parameter_groups(objective, config.weight_decay), config.learning_rate, config.betas)
         self._deepspeed, *_ = deepspeed.initialize(
             model=objective,
-            optimizer=optimiser,
+            optimizer=config.build(objective),
             dist_init_required=False,
             config={
                 "train_micro_batch_size_per_gpu": batch_size,
                 "gradient_accumulation_steps": accumulate,
-                "gradient_clipping": config.clip_norm,
+                "gradient_clipping": config.clip_norm or ANY_NORM,
                 "bf16": {"enabled": config.bf16},
                 # Reductions in float32: gradients of few samples in bf16 lose what many ranks should average.
                 "communication_data_type": "fp32",
@@ -82,8 +125,9 @@ class Engine:
         Raise RunFailed, on every rank, if one is not finite.
         """
         rate = self._config.rate(step, self._num_steps)
-        for group in self._deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+        decayed, kept = self._deepspeed.optimizer.param_groups
+        decayed["weight_decay"] = self._config.decay(step, self._num_steps)
+        decayed["lr"], kept["lr"] = rate, rate * self._config.bias_rate_share
         totals: dict[str, torch.Tensor] = {}
         count = 0
         for batch, generator in batches:
@@ -127,7 +171,7 @@ class Engine:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return optimiser groups: matrices decay; biases, norms, tokens and tables (fewer than two dimensions) do not."""
+    """Return two optimiser groups: matrices, which decay; biases, norms and tokens (fewer than two dimensions), which do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2]
     kept = [p for p in trained if p.ndim < 2]

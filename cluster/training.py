@@ -82,7 +82,7 @@ class Job:
     archive_url: str
     name: str
     config: TrainConfig
-    build: Callable[[tuple[SensorSpec, ...], torch.Generator], nn.Module]
+    build: Callable[[tuple[SensorSpec, ...], torch.Generator | None], nn.Module]
     extra: dict[str, Any]
     """What the exported model's config.json says besides its shape."""
 
@@ -101,7 +101,8 @@ def train(job: Job) -> dict[str, Any]:
     plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
     if config.stream.crops:
         config.stream.crops.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
-    sensor_specs(archive)
+    with torch.device("meta"):  # shapes only: nothing is allocated
+        job.build(sensor_specs(archive), None)
     filesystem, path = arrow_filesystem(job.run_url)
     started = time.time()
     trainer = TorchTrainer(

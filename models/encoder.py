@@ -22,6 +22,7 @@ from models.errors import InputError
 from models.initialise import initialise
 from models.moe import MixtureOfExperts
 from models.position_embedding import PositionConfig, PositionEmbedding, TokenGrid
+from models.resnet import Resnet, ResnetConfig
 from models.sensor import SensorSpec
 from models.stems import load as load_stems
 from models.stems.sensor import SensorStemConfig
@@ -43,7 +44,7 @@ class EncoderConfig:
     positions are a vit's alone. frames says whether tokens of several dates attend to one another (vit only) or not.
     """
 
-    backbone: SwinConfig | VitConfig
+    backbone: SwinConfig | VitConfig | ResnetConfig
     token_size_m: float
     sensors: tuple[SensorSpec, ...]
     pool: Literal["last", "stages", "class"] = "last"
@@ -125,7 +126,7 @@ class Encoder(nn.Module):
         self.mask_token = MaskToken(width) if config.hidden == "token" else None
         is_vit = isinstance(config.backbone, VitConfig)
         self.positions = PositionEmbedding(config.positions, width) if is_vit else None
-        self.backbone = Swin(config.backbone) if isinstance(config.backbone, SwinConfig) else Vit(config.backbone)
+        self.backbone = _backbone(config.backbone)
         initialise(self, generator)
 
     def spec(self, sensor: str) -> SensorSpec:
@@ -206,7 +207,7 @@ class Encoder(nn.Module):
         spec = self.spec(sensor)
         is_hidden = is_mostly_invalid(is_valid, spec.patch_px(self.config.token_size_m))
         is_hidden = is_hidden if mask is None else is_hidden | mask
-        if isinstance(self.backbone, Swin):
+        if not isinstance(self.backbone, Vit):
             tokens = self.stem(normalised, spec)[:, 0]
             if self.mask_token is not None:
                 tokens = self.mask_token(tokens, is_hidden)
@@ -310,6 +311,12 @@ class Encoder(nn.Module):
     @property
     def _device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def _backbone(config: SwinConfig | VitConfig | ResnetConfig) -> Swin | Vit | Resnet:
+    if isinstance(config, ResnetConfig):
+        return Resnet(config)
+    return Swin(config) if isinstance(config, SwinConfig) else Vit(config)
 
 
 def _weighted_mean(map_ByxD: Tensor, weight_BYX: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,11 +22,9 @@ class MlpHead(nn.Module):
         self.norms = nn.ModuleList(GlobalBatchNorm(width) for width in widths[1:-1]) if has_norm else None
         self.last_norm = GlobalBatchNorm(widths[-1], is_affine=False) if last_norm else None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.layers[0].parameters()).dtype
-
     def forward(self, x_ND: Tensor) -> Tensor:
+        """Return (N, D) in the parameters' dtype."""
+        x_ND = x_ND.to(next(self.layers[0].parameters()).dtype)
         for index, layer in enumerate(self.layers):
             x_ND = layer(x_ND)
             if index < len(self.layers) - 1:

@@ -13,7 +13,8 @@ STD = 0.02
 def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Fill matrices and tokens with a normal of std 0.02 cut at two std, biases with 0, norms with 1 (Liu et al. 2021).
 
-    One-dimensional parameters called `weight` or `scale` are norms' and routers' scales; names beginning with `bias` are offsets.
+    One-dimensional parameters called `weight` or `scale` are norms' and routers' scales; names beginning with `bias` are
+    offsets. A module whose parameters begin otherwise, as convolutions of a ResNet do, has a method `draw`.
     """
     for name, parameter in module.named_parameters():
         leaf = name.rpartition(".")[2]
@@ -23,3 +24,6 @@ def initialise(module: nn.Module, generator: torch.Generator | None = None) -> N
             parameter.fill_(1)
         else:
             nn.init.trunc_normal_(parameter, std=STD, a=-2 * STD, b=2 * STD, generator=generator)
+    for part in module.modules():
+        if callable(draw := getattr(part, "draw", None)):
+            draw(generator)

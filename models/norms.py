@@ -1,16 +1,20 @@
 """Batch norm over the global batch: the same numbers and gradients on any number of ranks. Legend: N rows, D features."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.distributed import world_size
 
 
 class GlobalBatchNorm(nn.Module):
-    """Standardise features over the rows of all ranks (Ioffe & Szegedy 2015, arXiv 1502.03167), in float32.
+    """Standardise features over the rows, or the images' pixels, of all ranks (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
-    In evaluation the running statistics of training are used. Every rank must hold as many rows.
+    In evaluation the running statistics of training are used. Statistics are float32 whatever the module is cast to: a step
+    of the running mean is lost in bf16. Every rank must hold as many rows.
     """
 
     running_mean_D: Tensor
@@ -24,24 +28,40 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_mean_D", torch.zeros(width))
         self.register_buffer("running_variance_D", torch.ones(width))
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        """Return (N, D) in the dtype of `x_ND`."""
-        x = x_ND.float()
-        mean, variance = self._moments(x) if self.training else (self.running_mean_D.float(), self.running_variance_D.float())
-        y = (x - mean) * (variance + self.eps).rsqrt()
-        if self.weight is not None and self.bias is not None:
-            y = y * self.weight.float() + self.bias.float()
-        return y.to(x_ND.dtype)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GlobalBatchNorm":
+        """Move and cast the parameters; the running statistics move only."""
+        mean_D, variance_D = self.running_mean_D, self.running_variance_D
+        super()._apply(fn, recurse)
+        self.running_mean_D = mean_D.to(self.running_mean_D.device)
+        self.running_variance_D = variance_D.to(self.running_variance_D.device)
+        return self
 
-    def _moments(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        count = len(x_ND) * world_size()
-        mean = _sum(x_ND.sum(0)) / count
-        variance = _sum((x_ND - mean).pow(2).sum(0)) / count
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, D) or (N, D, Y, X) in the dtype of `x`."""
+        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
+        running = self.running_mean_D, self.running_variance_D
+        if world_size() == 1 or not self.training:
+            return F.batch_norm(x, *running, weight, bias, self.training, self.momentum, self.eps)
+        mean_D, variance_D = self._moments(x.float())
+        y = (x.float() - _as(mean_D, x)) * _as((variance_D + self.eps).rsqrt(), x)
+        y = y if weight is None or bias is None else y * _as(weight, x) + _as(bias, x)
+        return y.to(x.dtype)
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance (D,) over all ranks, and let the running ones follow."""
+        rows = [dim for dim in range(x.ndim) if dim != 1]
+        count = x.numel() // x.shape[1] * world_size()
+        mean_D = _sum(x.sum(rows)) / count
+        variance_D = _sum((x - _as(mean_D, x)).pow(2).sum(rows)) / count
         with torch.no_grad():
-            unbiased = variance * count / max(1, count - 1)
-            self.running_mean_D.lerp_(mean.to(self.running_mean_D), self.momentum)
-            self.running_variance_D.lerp_(unbiased.to(self.running_variance_D), self.momentum)
-        return mean, variance
+            self.running_mean_D.lerp_(mean_D, self.momentum)
+            self.running_variance_D.lerp_(variance_D * count / max(1, count - 1), self.momentum)
+        return mean_D, variance_D
+
+
+def _as(feature_D: Tensor, x: Tensor) -> Tensor:
+    """Return (D,) in a shape that broadcasts over (N, D, ...)."""
+    return feature_D.view(1, -1, *[1] * (x.ndim - 2))
 
 
 class _Sum(torch.autograd.Function):
@@ -60,4 +80,4 @@ class _Sum(torch.autograd.Function):
 
 def _sum(x: Tensor) -> Tensor:
     """Return the sum over ranks, with gradient."""
-    return _Sum.apply(x) if world_size() > 1 else x
+    return _Sum.apply(x)

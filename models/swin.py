@@ -159,7 +159,7 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.config = config
-        drops = torch.linspace(0, config.drop_path, sum(config.depths)).split(list(config.depths))
+        drops = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").split(list(config.depths))
         self.blocks = nn.ModuleList(
             Block(config, stage, index, float(drop))
             for stage in range(len(config.depths))

@@ -54,6 +54,11 @@ class AugmentConfig:
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise InputError(f"crop_area is {self.crop_area}, expected 0 < least <= largest <= 1")
 
+    @property
+    def geometry(self) -> "AugmentConfig":
+        """The same without what changes values."""
+        return replace(self, brightness=0.0, contrast=0.0, speckle_looks=0.0)
+
 
 def augment(sensors: dict[str, SensorArrays], config: AugmentConfig, rng: np.random.Generator) -> dict[str, SensorArrays]:
     """Return the tiles of B samples as `rng` changes them: each sample its own way, all its tiles in the same geometry."""

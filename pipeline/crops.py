@@ -22,10 +22,16 @@ class MultiCrop:
     num_local: int = 6
     local_m: float = 160.0
     step_m: float = 40.0
+    num_plain: int = 0
+    """So many of the first windows keep their light and speckle."""
 
     def __post_init__(self) -> None:
         if self.num_global < 1 or self.num_local < 0 or min(self.global_m, self.local_m, self.step_m) <= 0:
             raise InputError("multi-crop needs num_global 1 or more, num_local 0 or more, sizes above 0")
+        if not 0 <= self.num_plain <= self.num_global + self.num_local:
+            raise InputError(
+                f"num_plain is {self.num_plain}, expected 0 to {self.num_global + self.num_local}, the number of crops"
+            )
 
     @property
     def sizes_m(self) -> list[float]:

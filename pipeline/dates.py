@@ -67,13 +67,18 @@ def dates_of(tiles: pd.DataFrame, sensor_set: tuple[str, ...]) -> tuple[pd.DataF
     site = chosen.groupby(["shard", "site"], sort=True, observed=True).ngroup().to_numpy()
     first = np.unique(site, return_index=True)[1]
     sites = chosen[["shard", "site", "lon_deg", "lat_deg"]].iloc[first]
-    seconds = ((pd.to_datetime(chosen["time"], utc=True) - EPOCH) / pd.Timedelta(seconds=1)).to_numpy(np.float64)
+    seconds = seconds_of(chosen["time"])
     is_timed = np.bincount(site, weights=np.isnan(seconds), minlength=len(sites)) == 0
     order, row = chosen["order"].to_numpy(np.int64), chosen["row"].to_numpy(np.int64)
     when = np.where(is_timed[site], np.nan_to_num(seconds), order).astype(np.int64)
     whole = Dates(site, when, row, seconds / SECONDS_PER_DAY, is_timed[site])
     sensor = chosen["sensor"].to_numpy()
     return sites, {name: in_order(whole.take(np.flatnonzero(sensor == name))) for name in sensor_set}
+
+
+def seconds_of(times: pd.Series) -> np.ndarray:
+    """Return seconds since 1970-01-01, float64, NaN where unknown."""
+    return ((pd.to_datetime(times, utc=True) - EPOCH) / pd.Timedelta(seconds=1)).to_numpy(np.float64)
 
 
 def in_order(dates: Dates) -> Dates:

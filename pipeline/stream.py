@@ -115,7 +115,8 @@ def collate(source: SampleSource, plan: SetPlan, step: Step, lane: int, parts: l
         return MicroBatch(step, lane, sample, columns["lonlat"], augment(sensors, config.augment, rng))
     corners = config.crops.corners(len(sample), source.archive.grid.site_size_m, rng)
     windows = [{n: cut(a, c, size) for n, a in sensors.items()} for c, size in zip(corners, config.crops.sizes_m)]
-    crops = tuple(augment(window, config.augment, rng) for window in windows)
+    changes = [config.augment.geometry if i < config.crops.num_plain else config.augment for i in range(len(windows))]
+    crops = tuple(augment(window, change, rng) for window, change in zip(windows, changes))
     return MicroBatch(step, lane, sample, columns["lonlat"], sensors, crops)
 
 

@@ -127,6 +127,25 @@ class SeasonPair:
 
 
 @dataclass(frozen=True)
+class DateTriple:
+    """Three dates of a site, drawn with replacement, so that some coincide (Manas et al., 2021, arXiv 2103.16607).
+
+    Every date of the sensor with fewest (but three) is once the first; which the others are hangs on the tile, and is the same
+    in every pass. Other sensors give the tiles nearest in time.
+    """
+
+    takes: ClassVar[Takes] = "one"
+    num_dates: ClassVar[int] = 3
+
+    def samples(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
+        return _nearest_to(tiles, sensor_set, self.num_dates, self._triples)
+
+    def _triples(self, anchors: Dates) -> np.ndarray:
+        drawn = _scattered(anchors.row[:, None] * 2 + np.arange(2)) % (anchors.last - anchors.first)[:, None].astype(np.uint64)
+        return np.column_stack([np.arange(len(anchors.site)), anchors.first[:, None] + drawn.astype(int)])
+
+
+@dataclass(frozen=True)
 class DateStack:
     """Up to `num_dates` dates of a site, each sensor's own; absent ones are masked.
 
@@ -153,7 +172,7 @@ class DateStack:
         return _gather(sites, np.repeat(np.arange(len(sites)), copies), dates, found)
 
 
-View = Single | CrossSensor | TemporalPair | SeasonPair | DateStack
+View = Single | CrossSensor | TemporalPair | SeasonPair | DateTriple | DateStack
 
 
 def _counts(num_sites: int, dates: Iterable[Dates]) -> np.ndarray:
@@ -163,6 +182,14 @@ def _counts(num_sites: int, dates: Iterable[Dates]) -> np.ndarray:
 
 def _each(anchors: Dates) -> np.ndarray:
     return np.arange(len(anchors.site))[:, None]
+
+
+def _scattered(number: np.ndarray) -> np.ndarray:
+    """Return for each whole number one that looks drawn, uint64 (splitmix64: Steele et al., OOPSLA 2014)."""
+    mixed = number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _nearest_to(tiles: pd.DataFrame, sensor_set: SensorSet, num_dates: int, choose: Callable[[Dates], np.ndarray]) -> Samples:

@@ -1,15 +1,16 @@
 """MAE: masked autoencoder of patches (He et al. 2022, arXiv 2111.06377)."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 
-from cluster.engine import OptimiserConfig
-from cluster.training import TrainConfig
+from jobs.recipes.autoencoder import AutoencoderRecipe, tiny_autoencoder, two_cores
+from jobs.recipes.schedules import IMAGENET, published
 from models.encoder import EncoderConfig
 from models.objectives.mae import Mae, MaeConfig
 from models.sensor import SensorSpec
-from models.vit import VitConfig, vit_size
+from models.stems.sensor import SensorStemConfig
+from models.vit import vit_size
 from pipeline.augment import AugmentConfig
 from pipeline.stream import StreamConfig
 from pipeline.views import Single
@@ -18,22 +19,13 @@ KIND = "pretrain"
 
 
 @dataclass(frozen=True)
-class MaeRecipe:
-    """A complete MAE run; the sensors and their statistics come from the archive."""
-
-    backbone: VitConfig
-    token_size_m: float
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    mask_ratio: float = 0.75
-    normalise_patches: bool = True
-    train: TrainConfig = field(default_factory=TrainConfig)
+class MaeRecipe(AutoencoderRecipe):
+    """A complete MAE run."""
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Mae:
-        decoder = VitConfig(self.decoder_width, self.decoder_depth, self.decoder_heads, has_class_token=False)
-        encoder = EncoderConfig(self.backbone, self.token_size_m, sensors, hidden="absent")
-        return Mae(encoder, MaeConfig(decoder, self.mask_ratio, self.normalise_patches), generator)
+        stem = SensorStemConfig(has_norm=False)
+        encoder = EncoderConfig(self.backbone, self.token_size_m, sensors, hidden="absent", stem=stem)
+        return Mae(encoder, MaeConfig(self.decoder, self.mask_ratio, self.normalise_patches), generator)
 
 
 def mae() -> MaeRecipe:
@@ -43,27 +35,12 @@ def mae() -> MaeRecipe:
     40 m of ground; symmetries of the square instead of resized crops; a small transformer and few samples. Kept: 75 % of the
     tokens hidden, encoder without them, squared error on hidden patches scaled to unit variance each.
     """
-    return MaeRecipe(
-        VitConfig(embed_dim=128, depth=6, num_heads=4),
-        token_size_m=40.0,
-        decoder_width=96,
-        decoder_depth=2,
-        decoder_heads=4,
-        train=TrainConfig(num_steps=600, view=Single(), optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=60)),
-    )
+    return MaeRecipe(**two_cores())
 
 
 def mae_tiny() -> MaeRecipe:
-    """The same mathematics in about a minute on two CPU cores, for tests and first tries."""
-    recipe = mae()
-    return replace(
-        recipe,
-        backbone=VitConfig(embed_dim=48, depth=2, num_heads=2),
-        decoder_width=32,
-        decoder_depth=1,
-        decoder_heads=2,
-        train=replace(recipe.train, num_steps=60, batch_size=8, checkpoint_every=20, optimiser=OptimiserConfig(warmup_steps=10)),
-    )
+    """`mae` in about a minute on two CPU cores, for tests and first tries."""
+    return tiny_autoencoder(mae())
 
 
 def mae_base() -> MaeRecipe:
@@ -86,20 +63,6 @@ def mae_huge() -> MaeRecipe:
 
 
 def _published(size: str) -> MaeRecipe:
-    batch, per_epoch = 4096, 1_281_167 // 4096
-    lanes, patch = 64, 14 if size == "huge" else 16
-    rate = OptimiserConfig(learning_rate=1.5e-4 * batch / 256, warmup_steps=40 * per_epoch, weight_decay=0.05, final_rate_share=0.0)
-    return MaeRecipe(
-        vit_size(size),
-        token_size_m=10.0 * patch,
-        train=TrainConfig(
-            num_steps=800 * per_epoch,
-            batch_size=batch // lanes,
-            lanes=lanes,
-            workers=8,
-            gpus_per_worker=1.0,
-            view=Single(),
-            stream=StreamConfig(augment=AugmentConfig(crop_area=(0.2, 1.0))),
-            optimiser=rate,
-        ),
-    )
+    crops = StreamConfig(augment=AugmentConfig(crop_area=(0.2, 1.0)))
+    train = published(images=IMAGENET, epochs=800, batch=4096, warmup_epochs=40, rate=1.5e-4 * 16, view=Single(), stream=crops)
+    return MaeRecipe(vit_size(size), token_size_m=10.0 * (14 if size == "huge" else 16), train=train)

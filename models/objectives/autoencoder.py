@@ -68,6 +68,21 @@ class Predicted:
     is_scored: Tensor
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of a batch.
+
+    memory (B, M, W) and prefix (B, P, W) as the decoder takes them; maps, the visible tokens (B, kept, D) after each of the
+    encoder's taps; is_key (B, kept), False for those that only fill up; balance, the experts' loss.
+    """
+
+    memory: Tensor
+    prefix: Tensor
+    maps: list[Tensor]
+    is_key: Tensor
+    balance: Tensor
+
+
 class MaskedAutoencoder(nn.Module):
     """Encoder of what is visible, a small transformer over all places, heads to pixels. `encoder` is what is kept."""
 
@@ -82,9 +97,13 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = MaskToken(width)
         self.positions = PositionEmbedding(config.positions, width)
         self.decoder = Vit(config.decoder)
-        self.head = encoder.stem.build_head(encoder.sensors, encoder.token_size_m, width)
+        self.head = self.build_head(encoder)
         for part in (self.enter, self.mask_token, self.positions, self.decoder, self.head):
             initialise(part, generator)
+
+    def build_head(self, encoder: EncoderConfig) -> Any:
+        """Return the module that leads from the decoder's tokens to pixels, a `Head` unless `compare` is another too."""
+        return encoder.stem.build_head(encoder.sensors, encoder.token_size_m, self.config.decoder.embed_dim)
 
     def sensors(self, batch: Batch) -> list[SensorSpec]:
         """Return the sensors that take part in this step, the same on every rank: one in turn."""
@@ -95,23 +114,23 @@ class MaskedAutoencoder(nn.Module):
         """Return what to hide, for each sensor like `seen` (B, T, G, y, x), both on the generator's device."""
         raise NotImplementedError
 
-    def score(self, made: list[Predicted], batch: Batch) -> dict[str, Tensor]:
+    def score(self, made: list[Predicted], encoded: Encoded) -> dict[str, Tensor]:
         """Return named terms, scalars; 'reconstruction' is what is trained on."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return scalars: loss, and detached balance and terms of the objective. The generator is a CPU generator."""
-        made, balance = self.predict(batch, generator)
-        terms = self.score(made, batch)
+        made, encoded, balance = self.predict(batch, generator)
+        terms = self.score(made, encoded)
         loss = terms["reconstruction"] + self.config.balance_weight * balance
         return {"loss": loss} | {name: value.detach() for name, value in {**terms, "balance": balance}.items()}
 
-    def predict(self, batch: Batch, generator: torch.Generator) -> tuple[list[Predicted], Tensor]:
-        """Return the prediction of every place of every sensor that takes part, and the experts' balance loss."""
+    def predict(self, batch: Batch, generator: torch.Generator) -> tuple[list[Predicted], Encoded, Tensor]:
+        """Return the prediction of every place of every sensor that takes part, what it is made from, the balance loss."""
         given = self.give(batch, generator)
-        memory, prefix, balance = self.encode(given, generator)
-        outputs, decoder_balance = self.decode(given, memory, prefix, generator)
-        return [self.compare(part, output) for part, output in zip(given, outputs)], balance + decoder_balance
+        encoded = self.encode(given, generator)
+        outputs, balance = self.decode(given, encoded, generator)
+        return [self.compare(part, output) for part, output in zip(given, outputs)], encoded, encoded.balance + balance
 
     def give(self, batch: Batch, generator: torch.Generator) -> list[Given]:
         """Return the sensors' tiles in network units, with what is hidden from the encoder."""
@@ -142,12 +161,8 @@ class MaskedAutoencoder(nn.Module):
         samples = is_seen[:, None] if self.encoder.config.frames == "apart" else is_seen.unflatten(0, tuple(shape))
         return samples[:, :, None].expand(-1, -1, groups, -1, -1)
 
-    def encode(self, given: list[Given], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a decoder's tokens (B, M, D) with what is hidden replaced, the prefix (B, P, D) and the balance loss.
-
-        Shapes depend on shares only, not on what is invalid: a sample with fewer visible tokens is filled up with ones that
-        nobody looks at.
-        """
+    def encode(self, given: list[Given], generator: torch.Generator) -> Encoded:
+        """Encode the visible tokens; a sample with fewer than others is filled up with ones that nobody looks at."""
         parts = [self.encode_tokens(part, generator) for part in given]
         tokens, is_hidden = torch.cat(parts, 1), torch.cat([part.is_hidden.flatten(1) for part in given], 1)
         num_tokens, num_kept = tokens.shape[1], int((~is_hidden).sum(1).max())
@@ -160,24 +175,25 @@ class MaskedAutoencoder(nn.Module):
         places = torch.cat([seen, self.mask_token.token.to(seen).expand(len(seen), num_tokens - num_kept, -1)], 1)
         # Back to where they came from: place order[i] holds what stands at i.
         places = places.gather(1, order.argsort(1)[..., None].expand(-1, -1, places.shape[-1]))
-        return places, self.enter(prefix), balance
+        return Encoded(places, self.enter(prefix), maps, is_key, balance)
 
     def encode_tokens(self, part: Given, generator: torch.Generator) -> Tensor:
         """Return one sensor's tokens (B, N, D) as the encoder is given them."""
-        when, where = part.grid.time_days, part.grid.lonlat_deg
-        return self.encoder.tokens(part.pixels, part.spec, None, when, where, generator)[0]
+        grid = part.grid
+        return self.encoder.tokens(part.pixels, part.spec, None, grid.time_days, grid.lonlat_deg, generator, grid.scale)[0]
 
-    def decode(self, given: list[Given], memory: Tensor, prefix: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """Return the decoder's tokens (B, N, D) of each sensor, and its balance loss."""
-        positions = torch.cat([self.place(part).expand(len(memory), -1, -1) for part in given], 1)
+    def decode(self, given: list[Given], encoded: Encoded, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        """Return the decoder's tokens (B, N, W) of each sensor, and its balance loss."""
+        memory, prefix = encoded.memory, encoded.prefix
+        positions = torch.cat([self.place(part, generator).expand(len(memory), -1, -1) for part in given], 1)
         inputs = torch.cat([prefix, memory + positions.to(memory)], 1)
         outputs, _, balance = self.decoder(inputs, None, generator)
         sizes = [part.grid.num_tokens for part in given]
         return list(outputs[-1][:, prefix.shape[1] :].split(sizes, 1)), balance
 
-    def place(self, part: Given) -> Tensor:
+    def place(self, part: Given, generator: torch.Generator) -> Tensor:
         """Return what the decoder is told of each place of one sensor, (B or 1, N, D)."""
-        return self.positions(part.grid)
+        return self.positions(part.grid, generator)
 
     def compare(self, part: Given, output_BND: Tensor) -> Predicted:
         """Return predicted patches beside the wanted ones."""
@@ -207,7 +223,7 @@ class MaskedAutoencoder(nn.Module):
         """Return what the model makes of hidden ground, for people to look at: scaled patches in the target's mean and spread."""
         was_training = self.training
         self.eval()
-        made, _ = self.predict(batch, generator)
+        made, _, _ = self.predict(batch, generator)
         self.train(was_training)
         return {part.given.spec.name: self._panel(part, batch, index == 0) for index, part in enumerate(made)}
 
@@ -224,6 +240,10 @@ class MaskedAutoencoder(nn.Module):
         return Panel(is_source, target, prediction, is_hidden, batch.tiles[given.spec.name].is_observed.flatten(0, 1))
 
 
-def masked_mean(error: Tensor, is_scored: Tensor) -> Tensor:
-    """Return the mean of `error` where scored, a scalar; 0 where nothing is."""
-    return (error * is_scored).sum() / is_scored.sum().clamp_min(1)
+def mean_by_sample(error: Tensor, is_scored: Tensor) -> Tensor:
+    """Return the mean of `error` (B, ...) over what is scored of each sample, then over samples, a scalar.
+
+    The mean over ranks is that of the whole batch, whatever is invalid. A sample without anything to score counts as 0.
+    """
+    error_B, count_B = (error * is_scored).flatten(1).sum(1), is_scored.flatten(1).sum(1)
+    return (error_B / count_B.clamp_min(1)).mean()

@@ -14,7 +14,7 @@ from models.heads import MlpHead
 from models.initialise import initialise
 from models.moving import MovingAverage, cosine_momentum
 from models.objectives.joint import JointConfig
-from models.objectives.two_views import View, sensors_of, two_views
+from models.objectives.two_views import View, pooled_view, sensors_of, two_views
 
 
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -32,10 +32,7 @@ class ByolConfig(JointConfig):
 
 
 class Byol(nn.Module):
-    """Online encoder, projector and predictor; the target is the moving average of the first two.
-
-    With views "sensors" optical and radar predict each other, as RS-BYOL does (Jain et al. 2022, arXiv 2205.02049).
-    """
+    """Online encoder, projector and predictor; the target is the moving average of the first two."""
 
     def __init__(self, encoder: EncoderConfig, config: ByolConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -49,17 +46,21 @@ class Byol(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return scalars: loss, and detached objective/<sensor> (both directions added) and balance."""
-        views = two_views(batch, self.config.views, self.encoder)
+        views = self.views(batch, generator)
         predictions, targets, balances = [], [], []
         for view in views:
-            pooled, balance = self.encoder.pooled(view[1], view[0], generator)
-            predictions.append(self.predictor(self.projector(pooled.to(self.projector.dtype))).float())
+            pooled, balance = pooled_view(self.encoder, view, generator)
+            predictions.append(self.predictor(self.projector(pooled)).float())
             targets.append(self.target.run(partial(_project, view=view), self.predictor).float())
             balances.append(balance)
         objective = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])
         balance = torch.stack(balances).mean()
         loss = objective + self.config.balance_weight * balance
         return {"loss": loss, f"objective/{sensors_of(views)}": objective.detach(), "balance": balance.detach()}
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[View, View]:
+        """Return the two views that predict each other."""
+        return two_views(batch, self.config.views, self.encoder)
 
     def after_step(self, step: int, num_steps: int) -> None:
         self.target.update(self._online(), cosine_momentum(self.config.momentum, step, num_steps))
@@ -74,4 +75,4 @@ class Byol(nn.Module):
 
 def _project(online: Any, view: View) -> Tensor:
     encoder, projector = online
-    return projector(encoder.pooled(view[1], view[0])[0])
+    return projector(pooled_view(encoder, view)[0])

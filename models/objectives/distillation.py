@@ -9,7 +9,6 @@ Legend: B samples (dates counted as samples), y x cells of a stage's map, D widt
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from models.batch import Batch
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.initialise import initialise
+from models.objectives.teacher import Taught
 
 SHRINKAGE = 1e-3
 """Share of the mean variance added to every direction before whitening, so that noise is not blown up without limit."""
@@ -33,21 +33,14 @@ class DistillationConfig:
     balance_weight: float = 0.01
 
 
-class Distillation(nn.Module):
-    """Student and a linear head per stage into the teacher's space; `encoder`, the student, is kept after training.
-
-    The teacher is no submodule: not trained, saved, counted or sharded. It follows `.to(...)`, itself, not a copy.
-    """
+class Distillation(Taught):
+    """Student and a linear head per stage into the teacher's space; `encoder`, the student, is kept after training."""
 
     def __init__(self, config: DistillationConfig, teacher: Encoder, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        for spec in config.encoder.sensors:
-            taught = teacher.spec(spec.name)
-            if (taught.bands, taught.unit, taught.gsd_m) != (spec.bands, spec.unit, spec.gsd_m):
-                raise InputError(f"student's sensor '{spec.name}' is {spec}, expected as in the teacher: {taught}")
         self.config = config
         self.encoder = Encoder(config.encoder, generator)
-        self._teacher = (teacher.eval().requires_grad_(False),)
+        self.take(teacher, config.encoder.sensors)
         student_net, teacher_net = config.encoder.backbone, teacher.config.backbone
         num_stages = teacher_net.num_stages
         if student_net.num_stages != num_stages or config.encoder.token_size_m != teacher.config.token_size_m:
@@ -58,18 +51,13 @@ class Distillation(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(student_net.width(i), teacher_net.width(i)) for i in range(num_stages))
         initialise(self.heads, generator)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Distillation":
-        super()._apply(fn, recurse)
-        self._teacher[0]._apply(fn)
-        return self
-
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return scalars: loss, and detached pooled, grid and balance. The generator is used by drop_path only."""
         sensors = [spec for spec in self.config.encoder.sensors if spec.name in batch.tiles]
         for name, tiles in batch.tiles.items():
             self.encoder.spec(name).check(tiles, self.config.encoder.token_size_m)
         name = sensors[batch.index % len(sensors)].name
-        tiles, teacher = batch.tiles[name], self._teacher[0]
+        tiles, teacher = batch.tiles[name], self.teacher
         is_valid = tiles.is_observed.flatten(0, 1)
         is_present_B = is_valid.any(-1).any(-1)
         is_valid_cell = self.encoder.cells(is_valid, name)
@@ -107,6 +95,12 @@ def whiten(map_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
     return (centred_ND @ (directions_DD * scale_D) @ directions_DD.T).view_as(map_ByxD)
 
 
+def mean_of_valid(map_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
+    """Return (B, D): the mean over valid cells, 0 where none is."""
+    weight = is_valid_Byx / is_valid_Byx.sum((1, 2), keepdim=True).clamp_min(1)
+    return torch.einsum("byxd,byx->bd", map_ByxD, weight)
+
+
 def token_distance(made_ByxD: Tensor, wanted_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
     """Return (B,) float32: smooth L1, mean over D and valid cells, 0 where none is valid."""
     distance_Byx = F.smooth_l1_loss(made_ByxD, wanted_ByxD, reduction="none").mean(-1)
@@ -115,7 +109,6 @@ def token_distance(made_ByxD: Tensor, wanted_ByxD: Tensor, is_valid_Byx: Tensor)
 
 def pooled_distance(made_ByxD: Tensor, wanted_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
     """Return (B,) float32: smooth L1 between means over valid cells, in units of the wanted means' spread over the batch."""
-    weight = is_valid_Byx / is_valid_Byx.sum((1, 2), keepdim=True).clamp_min(1)
-    made_BD, wanted_BD = (torch.einsum("byxd,byx->bd", part, weight) for part in (made_ByxD, wanted_ByxD))
+    made_BD, wanted_BD = (mean_of_valid(part, is_valid_Byx) for part in (made_ByxD, wanted_ByxD))
     spread_D = wanted_BD.std(0, correction=0) + SHRINKAGE
     return F.smooth_l1_loss(made_BD / spread_D, wanted_BD / spread_D, reduction="none").mean(-1)

@@ -58,4 +58,4 @@ class JointEmbedding(nn.Module):
     def project(self, view: View, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Return the projections (N, D) of a view, and the balance loss."""
         pooled, balance = self.encoder.pooled(view[1], view[0], generator)
-        return self.head(pooled.to(self.head.dtype)), balance
+        return self.head(pooled), balance

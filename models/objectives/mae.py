@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.batch import Batch
 from models.masking import independent_groups
-from models.objectives.autoencoder import AutoencoderConfig, MaskedAutoencoder, Predicted, masked_mean
+from models.objectives.autoencoder import AutoencoderConfig, Encoded, MaskedAutoencoder, Predicted, mean_by_sample
 from models.patches import patchify, scale_patches, unpatchify
 
 __all__ = ["Mae", "MaeConfig", "masked_mse", "patchify", "unpatchify"]
@@ -20,7 +19,8 @@ def masked_mse(prediction: Tensor, target: Tensor, is_masked: Tensor, normalise_
     variance (over D - 1, plus 1e-6) first. Nothing masked gives 0.
     """
     wanted = scale_patches(target) if normalise_patches else target
-    return masked_mean((prediction - wanted).pow(2).mean(-1), is_masked)
+    error_BN = (prediction - wanted).pow(2).mean(-1)
+    return (error_BN * is_masked).sum() / is_masked.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Mae(MaskedAutoencoder):
             independent_groups(batch, times * groups, rows * columns, self.config.mask_ratio, generator, valid).view_as(is_seen)
         ]
 
-    def score(self, made: list[Predicted], batch: Batch) -> dict[str, Tensor]:
+    def score(self, made: list[Predicted], encoded: Encoded) -> dict[str, Tensor]:
         (part,) = made
-        error = masked_mean(self.error(part), part.is_scored)
+        error = mean_by_sample(self.error(part), part.is_scored)
         return {"reconstruction": error, f"mse/{part.given.spec.name}": error}

@@ -14,6 +14,7 @@ from models.distributed import gather, world_size
 from models.encoder import Encoder, EncoderConfig
 from models.heads import MlpHead
 from models.initialise import initialise
+from models.key_queue import KeyQueue
 from models.moving import MovingAverage, cosine_momentum
 from models.objectives.joint import JointConfig
 from models.objectives.two_views import View, sensors_of, two_views
@@ -61,9 +62,6 @@ class Moco(nn.Module):
     temporal positives (Ayush et al. 2021, arXiv 2011.09980).
     """
 
-    queue_KD: Tensor
-    place: Tensor
-
     def __init__(self, encoder: EncoderConfig, config: MocoConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
@@ -71,31 +69,24 @@ class Moco(nn.Module):
         self.head = MlpHead([encoder.pooled_width, config.hidden, config.dim], has_norm=False)
         initialise(self.head, generator)
         self.keys = MovingAverage(self._online())
-        self.register_buffer("queue_KD", F.normalize(torch.randn(config.queue_size, config.dim, generator=generator), dim=-1))
-        self.register_buffer("place", torch.zeros((), dtype=torch.long))
-        self._made: list[Tensor] = []
+        self.queue = KeyQueue(config.queue_size, config.dim, generator)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return scalars: loss, and detached objective/<sensor> and balance."""
         views = asking, answering = two_views(batch, self.config.views, self.encoder)
         pooled, balance = self.encoder.pooled(asking[1], asking[0], generator)
-        query = self.head(pooled.to(self.head.dtype)).float()
+        query = self.head(pooled).float()
         key = self.keys.run(partial(_project, view=answering), self.head).float()
-        objective = info_nce(query, key, self.queue_KD.float(), self.config.temperature)
+        objective = info_nce(query, key, self.queue.keys_KD.float(), self.config.temperature)
         if self.training:
-            self._made.append(F.normalize(gather(key), dim=-1))
+            self.queue.wait(key)
         loss = objective + self.config.balance_weight * balance
         return {"loss": loss, f"objective/{sensors_of(views)}": objective.detach(), "balance": balance.detach()}
 
-    @torch.no_grad()
     def after_step(self, step: int, num_steps: int) -> None:
         """Move the key encoder, and let the step's keys take the places of the oldest."""
         self.keys.update(self._online(), self.config.momentum)
-        keys = torch.cat(self._made)[-self.config.queue_size :]
-        self._made = []
-        places = (torch.arange(len(keys), device=keys.device) + self.place) % self.config.queue_size
-        self.queue_KD[places] = keys.to(self.queue_KD)
-        self.place.copy_((self.place + len(keys)) % self.config.queue_size)
+        self.queue.advance()
 
     def compared(self, pooled_BD: Tensor) -> Tensor:
         """Return what the loss compares of embeddings, (B, D'), for health to look at."""
@@ -107,24 +98,26 @@ class Moco(nn.Module):
 
 @dataclass(frozen=True)
 class MocoV3Config(JointConfig):
-    """Published (ViT): three layers of 4096 to 256, a predictor of two, temperature 0.2, momentum from 0.99 to 1."""
+    """Published (ViT): three layers of 4096 to 256, a predictor of two, temperature 0.2, momentum from 0.99 to 1, and
+
+    has_frozen_stem: the patch embedding keeps its first, random weights, without which large batches were unstable.
+    """
 
     hidden: int = 4096
     dim: int = 256
     temperature: float = 0.2
     momentum: float = 0.99
+    has_frozen_stem: bool = False
 
 
 class MocoV3(nn.Module):
-    """MoCo v3 (arXiv 2104.02057): no queue, the keys of the global batch are the negatives, both directions.
-
-    The published ViT keeps its random patch embedding; here the stems are trained.
-    """
+    """MoCo v3 (arXiv 2104.02057): no queue, the keys of the global batch are the negatives, both directions."""
 
     def __init__(self, encoder: EncoderConfig, config: MocoV3Config, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(encoder, generator)
+        self.encoder.stem.requires_grad_(not config.has_frozen_stem)
         self.head = MlpHead([encoder.pooled_width, config.hidden, config.hidden, config.dim], last_norm=True)
         self.predictor = MlpHead([config.dim, config.hidden, config.dim], last_norm=True)
         for head in (self.head, self.predictor):
@@ -137,7 +130,7 @@ class MocoV3(nn.Module):
         queries, keys, balances = [], [], []
         for view in views:
             pooled, balance = self.encoder.pooled(view[1], view[0], generator)
-            queries.append(self.predictor(self.head(pooled.to(self.head.dtype))).float())
+            queries.append(self.predictor(self.head(pooled)).float())
             keys.append(gather(self.keys.run(partial(_project, view=view), self.head).float()))
             balances.append(balance)
         first = len(queries[0]) * (dist.get_rank() if world_size() > 1 else 0)

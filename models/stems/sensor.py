@@ -20,6 +20,8 @@ class SensorStemConfig(StemConfig):
 
     kind: str = "sensor"
     has_norm: bool = True
+    has_tokens: bool = False
+    """Also a learned token per sensor, for decoders of several sensors."""
 
     def build(self, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> "SensorStem":
         return SensorStem(self, sensors, token_size_m, width)
@@ -80,6 +82,13 @@ class SensorHead(Head):
                 for spec in sensors
             }
         )
+
+        self.tokens = nn.ParameterDict({s.name: nn.Parameter(torch.empty(width)) for s in sensors if config.has_tokens})
+
+    def token(self, spec: SensorSpec) -> Tensor:
+        if spec.name not in self.tokens:
+            raise InputError(f"sensor '{spec.name}' has no token for a decoder of several sensors; set the stem's has_tokens")
+        return self.tokens[spec.name]
 
     def forward(self, tokens_BGND: Tensor, spec: SensorSpec) -> list[Tensor]:
         return [part(tokens_BGND[:, group]) for group, part in enumerate(of_sensor(self.projections, spec))]

@@ -35,6 +35,10 @@ class Head(nn.Module):
         """Return for each group patches (B, N, patch^2 * bands): pixels row by row, bands last, as `patchify` orders them."""
         raise NotImplementedError
 
+    def token(self, spec: SensorSpec) -> Tensor:
+        """Return (D,): what tells a decoder of several sensors which one is to be predicted."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class StemConfig:

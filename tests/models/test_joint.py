@@ -11,9 +11,9 @@ from models.errors import InputError
 from models.moving import MovingAverage, cosine_momentum
 from models.norms import GlobalBatchNorm
 from models.objectives.byol import byol_loss
-from models.objectives.moco import info_nce
-from models.objectives.two_views import two_views
-from tests.models.two_ranks import NUM_STEPS, make_batch, objectives, seeded, train, train_on_ranks
+from models.objectives.moco import MocoV3, MocoV3Config, info_nce
+from models.objectives.two_views import at_date, two_views
+from tests.models.two_ranks import NUM_STEPS, encoder_config, make_batch, objectives, seeded, train, train_on_ranks
 
 NAMES = list(objectives())
 
@@ -53,20 +53,20 @@ def test_every_part_that_is_used_is_trained(name: str, alone: dict) -> None:
 
 def test_averages_follow_and_queues_fill_in_order() -> None:
     moco = objectives()["moco"]
-    before = moco.queue_KD.clone()
+    before = moco.queue.keys_KD.clone()
     online = moco.head.layers[0].weight.clone()
     moco(make_batch(0), seeded(0))
     moco.head.layers[0].weight.data += 1.0
     moco.after_step(0, NUM_STEPS)
-    assert int(moco.place) == 8
-    assert torch.equal(moco.queue_KD[8:], before[8:])
-    assert not torch.equal(moco.queue_KD[:8], before[:8])
-    torch.testing.assert_close(moco.queue_KD.norm(dim=1), torch.ones(20))
+    assert int(moco.queue.place) == 8
+    assert torch.equal(moco.queue.keys_KD[8:], before[8:])
+    assert not torch.equal(moco.queue.keys_KD[:8], before[:8])
+    torch.testing.assert_close(moco.queue.keys_KD.norm(dim=1), torch.ones(20))
     torch.testing.assert_close(moco.keys.copy[1].layers[0].weight, online + 0.1)
     for step in (1, 2):
         moco(make_batch(step), seeded(0))
         moco.after_step(step, NUM_STEPS)
-    assert int(moco.place) == 24 % 20
+    assert int(moco.queue.place) == 24 % 20
 
 
 def test_moco_and_byol_compare_what_the_papers_compare() -> None:
@@ -75,11 +75,44 @@ def test_moco_and_byol_compare_what_the_papers_compare() -> None:
     (name, one), (_, two) = two_views(batch, "crops", moco.encoder)
     query = moco.head(moco.encoder.pooled(one, name)[0])
     key = moco.keys.copy[1](moco.keys.copy[0].pooled(two, name)[0])
-    torch.testing.assert_close(moco(batch, seeded(0))["objective/optical"], info_nce(query, key, moco.queue_KD, 0.2).detach())
+    expected = info_nce(query, key, moco.queue.keys_KD, 0.2).detach()
+    torch.testing.assert_close(moco(batch, seeded(0))["objective/optical"], expected)
     online = [byol.predictor(byol.projector(byol.encoder.pooled(view, name)[0])) for view in (one, two)]
     target = [byol.target.copy[1](byol.target.copy[0].pooled(view, name)[0]) for view in (one, two)]
     expected = byol_loss(online[0], target[1]) + byol_loss(online[1], target[0])
     torch.testing.assert_close(byol(batch, seeded(0))["objective/optical"], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_seco_compares_what_the_paper_compares() -> None:
+    """Query: a crop of date 0. Keys: date 1 augmented, a crop of date 2, date 0 augmented; the i-th is space i's positive."""
+    seco, batch = objectives()["seco"], make_batch(0)
+    encoder, heads = seco.keys.copy
+    parts = [at_date(batch.crops[crop].tiles["optical"], date) for crop, date in ((0, 0), (2, 1), (1, 2), (3, 0))]
+    query = seco.encoder.pooled(parts[0], "optical")[0]
+    features = [encoder.pooled(part, "optical")[0] for part in parts[1:]]
+    expected = 0.0
+    for space in range(3):
+        keys = [heads[space](each) for each in features]
+        negatives = [key for number, key in enumerate(keys) if space and number != space]
+        queue = torch.cat([seco.queues[space].keys_KD, *negatives])
+        assert len(queue) == 20 + (16 if space else 0)
+        expected += info_nce(seco.heads[space](query), keys[space], queue, 0.2)
+    torch.testing.assert_close(seco(batch, seeded(0))["objective/optical"], expected.detach())
+    seco.after_step(0, NUM_STEPS)
+    torch.testing.assert_close(seco.queues[2].keys_KD[:8], F.normalize(heads[2](features[2]), dim=-1))
+    with pytest.raises(InputError, match="a batch has 3 dates and 0 crops, seco expects 3 and 4; set view to three dates"):
+        seco(replace(batch, crops=()), seeded(0))
+
+
+def test_moco_v3_can_keep_its_first_patch_embedding() -> None:
+    found = {}
+    for is_frozen in (False, True):
+        config = MocoV3Config(hidden=12, dim=6, has_frozen_stem=is_frozen)
+        objective = MocoV3(encoder_config(), config, seeded(1))
+        objective(make_batch(0), seeded(0))["loss"].backward()
+        found[is_frozen] = {n.split(".")[1] for n, p in objective.encoder.named_parameters("encoder") if p.grad is not None}
+    assert found[False] - found[True] == {"stem"}
+    assert "backbone" in found[True]
 
 
 def test_dino_keeps_its_prototypes_still_at_first() -> None:
@@ -97,10 +130,13 @@ def test_views_are_crops_dates_or_sensors() -> None:
     encoder, batch = objectives()["simclr"].encoder, make_batch(1)
     (name, one), (other, two) = two_views(batch, "crops", encoder)
     assert name == other == "radar"
-    assert torch.equal(two.pixels, batch.crops[1].tiles["radar"].pixels)
+    assert torch.equal(two.pixels, batch.crops[1].tiles["radar"].pixels[:, :1])
     (_, one), (_, two) = two_views(batch, "dates", encoder)
+    assert torch.equal(one.pixels, batch.crops[0].tiles["radar"].pixels[:, :1])
+    assert torch.equal(two.pixels, batch.crops[1].tiles["radar"].pixels[:, 1:2])
+    (_, one), (_, two) = two_views(replace(batch, crops=()), "dates", encoder)
     assert torch.equal(one.pixels, batch.tiles["radar"].pixels[:, :1])
-    assert torch.equal(two.pixels, batch.tiles["radar"].pixels[:, 1:])
+    assert torch.equal(two.pixels, batch.tiles["radar"].pixels[:, 1:2])
     assert [name for name, _ in two_views(batch, "sensors", encoder)] == ["optical", "radar"]
     bare = replace(batch, crops=())
     with pytest.raises(InputError, match=r"has 0 crops, expected two views; set stream\.crops"):

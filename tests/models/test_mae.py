@@ -48,18 +48,20 @@ def test_the_loss_is_that_of_the_formula_sample_by_sample(generator: torch.Gener
     """Encode the visible tokens alone, put mask tokens where something is hidden, decode, compare hidden patches."""
     optical = specs["optical"]
     model, batch = build(generator, optical), make_batch(optical, num=3)
-    made = model._predict(batch, seeded())
+    (made,), *_ = model.predict(batch, seeded())
     pixels = model.encoder.normalise(batch.tiles["optical"], optical)[0]
-    assert (made.is_hidden.sum(1) == 48).all()
+    is_hidden = made.given.is_hidden.flatten(1)
+    assert (is_hidden.sum(1) == 48).all()
     for b in range(3):
-        tokens = model.encoder.stems["optical"](pixels[b : b + 1]).flatten(1, 2) + model.encoder.positions((8, 8)).flatten(0, 1)
-        visible = (~made.is_hidden[b]).nonzero()[:, 0]
+        tokens = model.encoder.stem(pixels[b : b + 1], optical).flatten(1, 3) + sincos_2d(16, 8, 8)
+        visible = (~is_hidden[b]).nonzero()[:, 0]
         maps, prefix, _ = model.encoder.backbone(tokens[:, visible])
         places = model.mask_token.token.repeat(1, 64, 1)
         places[:, visible] = model.enter(maps[-1])
         outputs, _, _ = model.decoder(torch.cat([model.enter(prefix), places + sincos_2d(16, 8, 8)], 1))
-        torch.testing.assert_close(model.leave["optical"](outputs[-1][:, 1:])[0], made.predicted[b], atol=1e-5, rtol=1e-5)
-    loss = masked_mse(made.predicted, patchify(pixels, 2), made.is_hidden, True)
+        (patches,) = model.head(outputs[-1][:, None, 1:], optical)
+        torch.testing.assert_close(patches[0], made.patches[0][b], atol=1e-5, rtol=1e-5)
+    loss = masked_mse(made.patches[0], patchify(pixels, 2), is_hidden, True)
     torch.testing.assert_close(model(batch, seeded())["loss"], loss)
 
 
@@ -68,14 +70,15 @@ def test_hidden_and_invalid_pixels_are_not_seen(generator: torch.Generator, make
     model, batch = build(generator, optical), make_batch(optical, num=2)
     tiles = batch.tiles["optical"]
     tiles.is_valid[0, 0, :8] = False
-    made = model._predict(batch, seeded())
-    assert made.is_hidden[0, :32].all()
-    assert int((made.is_hidden & made.is_scored)[0].sum()) == 24  # 75 % of the 32 that are valid
-    assert not made.is_scored[0, :32].any()
-    hidden = made.is_hidden.unflatten(1, (8, 8)).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    (made,), *_ = model.predict(batch, seeded())
+    is_hidden, is_scored = made.given.is_hidden.flatten(1), made.is_scored.flatten(1)
+    assert is_hidden[0, :32].all()
+    assert int((is_hidden & is_scored)[0].sum()) == 24  # 75 % of the 32 that are valid
+    assert not is_scored[0, :32].any()
+    hidden = is_hidden.unflatten(1, (8, 8)).repeat_interleave(2, 1).repeat_interleave(2, 2)
     changed = torch.where(hidden[:, None, None], tiles.pixels + 1, tiles.pixels)
-    other = model._predict(replace(batch, tiles={"optical": replace(tiles, pixels=changed)}), seeded())
-    assert torch.equal(made.predicted, other.predicted)
+    (other,), *_ = model.predict(replace(batch, tiles={"optical": replace(tiles, pixels=changed)}), seeded())
+    assert torch.equal(made.patches[0], other.patches[0])
 
 
 def test_sensors_take_turns_and_every_step_trains_what_it_uses(generator: torch.Generator, make_batch: Make, specs: Specs) -> None:

@@ -9,7 +9,8 @@ from models.batch import Batch
 from models.encoder import EncoderConfig
 from models.errors import InputError
 from models.masking import blocks
-from models.objectives.msgfm import EPS, Msgfm, MsgfmConfig, masked_l1
+from models.objectives.msgfm import Msgfm, MsgfmConfig
+from models.objectives.simmim import EPS, masked_l1
 from models.sensor import SensorSpec
 
 Make = Callable[..., Batch]
@@ -148,7 +149,7 @@ def test_unpaired_samples_reconstruct_themselves(make_config: MakeConfig, make_b
     model = build(make_config(), cross_sensor_probability=1.0)
     batch = make_batch(specs["optical"], specs["radar"])
     paired = torch.tensor([[True], [False], [True], [False]])
-    sensors = model._sensors(batch)
+    sensors = model.sensors(batch)
     draw = model._draw_targets(change(batch, "radar", is_present=paired), sensors, "optical", seeded())
     assert draw.tolist() == [[False, True, False, True], [True, False, True, False]]
     terms = model(make_batch(specs["radar"], index=3), seeded())
@@ -158,7 +159,7 @@ def test_unpaired_samples_reconstruct_themselves(make_config: MakeConfig, make_b
 def test_other_sensors_are_drawn_evenly(make_config: MakeConfig, make_batch: Make, specs: Specs) -> None:
     model = build(make_config())
     batch = make_batch(*specs.values(), num=3000, size_m=20.0)
-    share = model._draw_targets(batch, model._sensors(batch), "radar", seeded()).float()
+    share = model._draw_targets(batch, model.sensors(batch), "radar", seeded()).float()
     assert (share.sum(0) == 1).all()
     torch.testing.assert_close(share.mean(1), torch.tensor([1 / 6, 1 / 2, 1 / 6, 1 / 6]), atol=0.03, rtol=0)
 
@@ -182,7 +183,7 @@ def test_halves_equal_the_whole(make_config: MakeConfig, make_batch: Make, specs
     is_cross = torch.tensor([True, False, False, False, True, True])
 
     def run(part: slice) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        monkeypatch.setattr("models.objectives.msgfm.blocks", lambda *_: mask[part])
+        monkeypatch.setattr("models.objectives.simmim.blocks", lambda *_: mask[part])
         monkeypatch.setattr(model, "_draw_targets", lambda *_: torch.stack([~is_cross[part], is_cross[part]]))
         loss = model(rows(batch, part), seeded())["loss"]
         return loss, torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -210,8 +211,8 @@ def test_every_part_of_the_batch_is_trained_and_nothing_else(make_config: MakeCo
         model = build(make_config(num_experts=2), cross_sensor_probability=probability)
         model(make_batch(specs["optical"], specs["radar"]), seeded())["loss"].backward()
         for name, parameter in model.named_parameters():
-            used = ("stems.optical" in name, "decoders.optical" in name, "decoders.radar" in name, "encoder." in name)
-            is_used = any(used) and not any(f"stems.{s}" in name for s in ("radar", "dsm", "aerial"))
+            used = ("projections.optical" in name, "decoders.optical" in name, "decoders.radar" in name, "encoder." in name)
+            is_used = any(used) and not any(f"projections.{s}" in name for s in ("radar", "dsm", "aerial"))
             assert (parameter.grad is not None) == is_used, name
             if used[1] or used[2]:
                 is_target = used[1] if probability == 0 else used[2]

@@ -1,5 +1,6 @@
 """Train small objectives for a few steps, by one process on whole batches or by several on parts of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from models.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from models.objectives.byol import Byol, ByolConfig
 from models.objectives.dino import Dino, DinoConfig
 from models.objectives.moco import Moco, MocoConfig, MocoV3, MocoV3Config
+from models.objectives.rs_byol import RsByol, RsByolConfig
+from models.objectives.seco import Seco, SecoConfig
 from models.objectives.simclr import Simclr, SimclrConfig
 from models.objectives.vicreg import Vicreg, VicregConfig
+from models.resnet import ResnetConfig
 from models.sensor import SensorSpec
+from models.stems.resnet import ResnetStemConfig
+from models.stems.shared import SharedStemConfig
 from models.vit import VitConfig
 
 OPTICAL = SensorSpec(
@@ -26,6 +32,8 @@ RADAR = SensorSpec("radar", "active", "sigma0", "dB", 10.0, ("VV",), (None,), (-
 NUM_STEPS = 5
 NUM_SAMPLES = 8
 RATE = 0.05
+RESNET_RATE = 0.002
+"""Batch norms in a row over few numbers make of a rounding error in one step a difference in the fifth."""
 
 
 def encoder_config() -> EncoderConfig:
@@ -35,13 +43,18 @@ def encoder_config() -> EncoderConfig:
 def objectives() -> dict[str, nn.Module]:
     """Return one of each, with every parameter large enough to show."""
     encoder = encoder_config()
+    resnet = EncoderConfig(ResnetConfig(18, embed_dim=4), 10.0, (OPTICAL, RADAR), stem=ResnetStemConfig())
+    shared = replace(encoder, stem=SharedStemConfig())
     made: dict[str, nn.Module] = {
+        "resnet": Byol(resnet, ByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
         "simclr": Simclr(encoder, SimclrConfig(hidden=12, dim=6), seeded(1)),
         "barlow_twins": BarlowTwins(encoder, BarlowTwinsConfig(dim=6), seeded(1)),
         "vicreg": Vicreg(encoder, VicregConfig(dim=6), seeded(1)),
         "sensors": Vicreg(encoder, VicregConfig(views="sensors", dim=6), seeded(1)),
         "byol": Byol(encoder, ByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "rs_byol": RsByol(shared, RsByolConfig(hidden=12, dim=6, momentum=0.9), seeded(1)),
         "moco": Moco(encoder, MocoConfig(queue_size=20, hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "seco": Seco(encoder, SecoConfig(queue_size=20, dim=6, temperature=0.2, momentum=0.9), seeded(1)),
         "moco_v3": MocoV3(encoder, MocoV3Config(hidden=12, dim=6, momentum=0.9), seeded(1)),
         "dino": Dino(encoder, DinoConfig(12, 6, 10, momentum=0.9), seeded(1)),
     }
@@ -61,7 +74,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def make_batch(step: int, part: slice = slice(None)) -> Batch:
-    """Return samples `part` of one step's batch: two sensors, two large crops and a small one, two dates."""
+    """Return samples `part` of one step's batch: two sensors, two large crops and two small, three dates."""
     draw = seeded(100 + step)
 
     def tiles(spec: SensorSpec, side: int, times: int) -> Tiles:
@@ -75,7 +88,7 @@ def make_batch(step: int, part: slice = slice(None)) -> Batch:
         found = {spec.name: tiles(spec, side, times) for spec in (OPTICAL, RADAR)}
         return Batch(found, torch.zeros(NUM_SAMPLES, 2).double()[part], step, crops)
 
-    return batch(8, 2, (batch(8, 1), batch(8, 1), batch(4, 1)))
+    return batch(8, 3, (batch(8, 3), batch(8, 3), batch(4, 3), batch(4, 3)))
 
 
 def train(rank: int = 0, world_size: int = 1) -> dict[str, dict[str, Any]]:
@@ -100,7 +113,7 @@ def train(rank: int = 0, world_size: int = 1) -> dict[str, dict[str, Any]]:
             with torch.no_grad():
                 for parameter in trained:
                     if parameter.grad is not None:
-                        parameter -= RATE * parameter.grad
+                        parameter -= (RESNET_RATE if name == "resnet" else RATE) * parameter.grad
             if hasattr(objective, "after_step"):
                 objective.after_step(step, NUM_STEPS)
             losses.append(float(mean_loss))

@@ -220,6 +220,19 @@ def test_one_symmetry_moves_all_of_a_sample(opened: Archive) -> None:
     assert used == set(range(8))
 
 
+def test_plain_windows_keep_their_values(opened: Archive) -> None:
+    source = SampleSource(opened, CrossSensor())
+    crops = MultiCrop(2, 320, 0, num_plain=1)
+    config = StreamConfig(augment=AugmentConfig(brightness=0.3, contrast=0.3, speckle_looks=4), crops=crops)
+    for micro in deliver(source, plan_of(source, [PAIR], num_lanes=2), 0, 1, 0, config).values():
+        for name, arrays in micro.sensors.items():
+            shares = [np.isin(crop[name].pixels, arrays.pixels).mean() for crop in micro.crops]
+            assert shares[0] == 1
+            assert shares[1] < 0.2
+    with pytest.raises(InputError, match="num_plain is 3, expected 0 to 2"):
+        MultiCrop(2, 320, 0, num_plain=3)
+
+
 def test_killed_and_resumed_is_unbroken(opened: Archive, tmp_path: Path) -> None:
     """A rank is killed while it reads; another goes on from the last step that was written down."""
 

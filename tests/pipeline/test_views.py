@@ -14,6 +14,7 @@ from pipeline.views import (
     DAYS_PER_YEAR,
     CrossSensor,
     DateStack,
+    DateTriple,
     Samples,
     SeasonPair,
     Single,
@@ -144,6 +145,28 @@ def test_pairs_keep_their_distance(view: TemporalPair | SeasonPair, sensor_set: 
     assert max(partners) > 2
 
 
+@pytest.mark.parametrize("sensor_set", [SENSORS[:1], SENSORS[:2]])
+def test_triples_begin_with_every_date_and_go_on_with_any(sensor_set: tuple[str, ...]) -> None:
+    """As drawn with replacement: over all samples each place among a site's dates is as frequent, and some dates coincide."""
+    tiles, places = made_up(400), np.zeros((3, 5))
+    found, coincide = grouped(DateTriple().samples(tiles, sensor_set)), []
+    for key, parts in by_site(tiles, sensor_set).items():
+        anchor, given = anchor_of(parts, 3), found.get(key, [])
+        if anchor is None:
+            assert not given
+            continue
+        rows = parts[anchor]["row"].tolist()
+        assert [sample[anchor][0] for sample in given] == rows
+        for sample in given if len(rows) == 5 else []:
+            coincide.append(len(set(sample[anchor])) < 3)
+            for number, row in enumerate(sample[anchor]):
+                places[number, rows.index(row)] += 1
+    assert len(coincide) > 90
+    share = places / places.sum(1, keepdims=True)
+    assert np.abs(share - 1 / 5).max() < 0.1
+    assert np.mean(coincide) == pytest.approx(1 - 4 / 5 * 3 / 5, abs=0.12)
+
+
 def test_times_of_pairs_are_those_of_their_tiles() -> None:
     tiles = made_up(unknown=0)
     samples = TemporalPair(30).samples(tiles, SENSORS[:2])
@@ -177,7 +200,7 @@ def test_stacks_show_every_tile_once(num_dates: int) -> None:
                 assert times == sorted(times)
 
 
-@pytest.mark.parametrize("view", [Single(), CrossSensor(), TemporalPair(20), SeasonPair(), DateStack(3)])
+@pytest.mark.parametrize("view", [Single(), CrossSensor(), TemporalPair(20), SeasonPair(), DateTriple(), DateStack(3)])
 def test_a_shards_samples_need_no_other_shard(view: View) -> None:
     """The samples of all shards together are those of each, one after the other."""
     tiles = made_up()
@@ -192,7 +215,7 @@ def test_a_shards_samples_need_no_other_shard(view: View) -> None:
 
 def test_nothing_fits_is_no_sample() -> None:
     tiles = made_up(4)
-    for view in (Single(), TemporalPair(10_000), SeasonPair(), DateStack(2)):
+    for view in (Single(), TemporalPair(10_000), SeasonPair(), DateTriple(), DateStack(2)):
         assert len(view.samples(tiles[:0] if not isinstance(view, TemporalPair) else tiles, SENSORS[:1])) == 0
     assert len(CrossSensor().samples(tiles, ("sentinel2_l2a", "ombria_sar"))) == 0
 

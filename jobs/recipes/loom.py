@@ -1,0 +1,67 @@
+"""Loom: cross-sensor masked modelling over described bands, our own."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from jobs.recipes.autoencoder import AutoencoderRecipe, tiny_autoencoder, two_cores
+from jobs.recipes.schedules import published
+from models.moe import MoEConfig
+from models.objectives.loom import Loom, LoomConfig, loom_encoder
+from models.sensor import SensorSpec
+from models.vit import VitConfig, vit_size
+from pipeline.views import CrossSensor
+
+KIND = "pretrain"
+
+
+@dataclass(frozen=True)
+class LoomRecipe(AutoencoderRecipe):
+    """All sensors of a site at once."""
+
+    normalise_patches: bool = False
+    cross_sensor_probability: float = 0.5
+    site_weight: float = 1.0
+
+    def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Loom:
+        encoder = loom_encoder(self.backbone, self.token_size_m, sensors)
+        config = LoomConfig(
+            self.decoder,
+            self.mask_ratio,
+            self.normalise_patches,
+            cross_sensor_probability=self.cross_sensor_probability,
+            site_weight=self.site_weight,
+        )
+        return Loom(encoder, config, generator)
+
+
+def loom() -> LoomRecipe:
+    """Loom small enough for two CPU cores: `terraloom pretrain loom ARCHIVE RUN`.
+
+    Pairs of sensors in one sequence, 75 % of the tokens hidden and of every second sample one sensor whole; 8 experts, top-1,
+    in every other block.
+    """
+    backbone = VitConfig(embed_dim=128, depth=6, num_heads=4, moe=MoEConfig())
+    return LoomRecipe(**two_cores(CrossSensor(), normalise_patches=False, backbone=backbone))
+
+
+def loom_tiny() -> LoomRecipe:
+    """`loom` in about a minute on two CPU cores."""
+    backbone = VitConfig(embed_dim=48, depth=2, num_heads=2, moe=MoEConfig(num_experts=4))
+    return tiny_autoencoder(loom(), backbone=backbone)
+
+
+def loom_base() -> LoomRecipe:
+    """ViT-B with 8 experts: see `loom_large`."""
+    return _size("base")
+
+
+def loom_large() -> LoomRecipe:
+    """ViT-L with 8 experts in every other block, tokens of 16 px of 10 m, 400 epochs of a million sites in batches of 2048."""
+    return _size("large")
+
+
+def _size(size: str) -> LoomRecipe:
+    backbone = replace(vit_size(size), moe=MoEConfig())
+    train = published(images=1_000_000, epochs=400, batch=2048, warmup_epochs=20, rate=1.5e-4 * 8, view=CrossSensor())
+    return LoomRecipe(backbone, token_size_m=160.0, train=train)

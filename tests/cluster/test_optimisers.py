@@ -1,0 +1,133 @@
+"""Rates, weight decay and optimisers: worked numbers, LARS by its formula, and the same under DeepSpeed as in a plain loop."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from cluster.engine import Engine, OptimiserConfig, parameter_groups
+from cluster.lars import Lars
+from models.batch import Batch
+from pipeline.errors import InputError
+
+NUM_STEPS = 4
+
+
+def test_rate_rises_then_falls_as_a_cosine_or_in_steps() -> None:
+    cosine = OptimiserConfig(learning_rate=2.0, warmup_steps=4, final_rate_share=0.0)
+    assert [cosine.rate(step, 12) for step in (0, 3, 4, 8, 12)] == pytest.approx([0.5, 2.0, 2.0, 1.0, 0.0])
+    steps = OptimiserConfig(learning_rate=2.0, warmup_steps=0, decay_at=(0.6, 0.8))
+    assert [steps.rate(step, 200) for step in (0, 119, 120, 159, 160, 199)] == pytest.approx([2, 2, 0.2, 0.2, 0.02, 0.02])
+
+
+def test_weight_decay_stays_or_follows_a_cosine() -> None:
+    assert OptimiserConfig(weight_decay=0.04).decay(7, 10) == 0.04
+    rising = OptimiserConfig(weight_decay=0.04, final_weight_decay=0.4)
+    assert [rising.decay(step, 10) for step in (0, 5, 10)] == pytest.approx([0.04, 0.22, 0.4])
+
+
+def test_lars_by_its_formula() -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(3, 2, generator=draw, dtype=torch.float64), torch.randn(3, generator=draw, dtype=torch.float64)]
+    gradients = torch.randn(5, 3, 2, generator=draw, dtype=torch.float64)
+    matrix, bias = (nn.Parameter(w.clone()) for w in weights)
+    lars = Lars([{"params": [matrix], "weight_decay": 0.1}, {"params": [bias], "trust": 0.0}], lr=0.5, momentum=0.9, trust=0.02)
+    kept, speed = weights[0].tolist(), [[0.0] * 2 for _ in range(3)]
+    for gradient in gradients:
+        matrix.grad, bias.grad = gradient.clone(), gradient[:, 0].clone()
+        lars.step()
+        change = [[float(gradient[i, j]) + 0.1 * kept[i][j] for j in range(2)] for i in range(3)]
+        length, size = (math.sqrt(sum(v * v for row in rows for v in row)) for rows in (kept, change))
+        for i in range(3):
+            for j in range(2):
+                speed[i][j] = 0.9 * speed[i][j] + 0.02 * length / size * change[i][j]
+                kept[i][j] -= 0.5 * speed[i][j]
+    torch.testing.assert_close(matrix.detach(), torch.tensor(kept, dtype=torch.float64))
+    plain = nn.Parameter(weights[1].clone())
+    sgd = torch.optim.SGD([plain], 0.5, momentum=0.9)
+    for gradient in gradients:
+        plain.grad = gradient[:, 0].clone()
+        sgd.step()
+    torch.testing.assert_close(bias, plain)
+
+
+def test_lars_does_not_see_how_large_a_gradient_is() -> None:
+    ends = []
+    for factor in (1.0, 1000.0):
+        weight = nn.Parameter(torch.ones(4))
+        weight.grad = factor * torch.arange(4.0)
+        Lars([weight], lr=1.0).step()
+        ends.append(weight.detach())
+    torch.testing.assert_close(*ends)
+    nothing = nn.Parameter(torch.zeros(2))
+    nothing.grad = torch.ones(2)
+    Lars([nothing], lr=0.5).step()
+    torch.testing.assert_close(nothing.detach(), torch.full((2,), -0.5))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(InputError, match=r"lars with zero_stage 2 and bf16 True .* expected zero_stage 0 and bf16 False"):
+        OptimiserConfig(algorithm="lars")
+    with pytest.raises(InputError, match=r"decay_at is \(120.0,\), expected shares of the run"):
+        OptimiserConfig(decay_at=(120.0,))
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, 3)
+        with torch.no_grad():
+            self.line.weight.copy_(torch.arange(6.0).view(3, 2) / 3 - 1)
+            self.line.bias.fill_(0.5)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": self.line(batch.lonlat.float()).pow(2).mean()}
+
+
+def configs() -> list[OptimiserConfig]:
+    plain = {"bf16": False, "learning_rate": 0.1, "clip_norm": 0.0, "warmup_steps": 1, "bias_rate_share": 0.5}
+    return [
+        OptimiserConfig(algorithm="sgd", zero_stage=2, decay_at=(0.5,), **plain),  # type: ignore[arg-type]
+        OptimiserConfig(algorithm="lars", zero_stage=0, **plain),  # type: ignore[arg-type]
+        OptimiserConfig(algorithm="adamw", zero_stage=1, final_weight_decay=0.5, **plain),  # type: ignore[arg-type]
+    ]
+
+
+def batches() -> list[Batch]:
+    draw = torch.Generator().manual_seed(1)
+    return [Batch({}, torch.randn(4, 2, generator=draw, dtype=torch.float64)) for _ in range(NUM_STEPS)]
+
+
+def _under_deepspeed(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=1)
+    ends = []
+    for config in configs():
+        engine = Engine(Line(), config, NUM_STEPS, 4, 1)
+        for step, batch in enumerate(batches()):
+            engine.step(step, [(batch, torch.Generator())])
+        ends.append(engine.gather_master_weights())
+    torch.save(ends, f"{folder}/ends.pt")
+
+
+def test_under_deepspeed_as_in_a_plain_loop(tmp_path: Path) -> None:
+    mp.spawn(_under_deepspeed, (str(tmp_path),), 1)
+    for config, end in zip(configs(), torch.load(tmp_path / "ends.pt", weights_only=True), strict=True):
+        model = Line()
+        optimiser = config.build(model)
+        assert [len(group["params"]) for group in parameter_groups(model, 0.0)] == [1, 1]
+        for step, batch in enumerate(batches()):
+            optimiser.zero_grad()
+            model(batch, torch.Generator())["loss"].backward()
+            for group, share in zip(optimiser.param_groups, (1.0, 0.5)):
+                group["lr"] = share * config.rate(step, NUM_STEPS)
+            optimiser.param_groups[0]["weight_decay"] = config.decay(step, NUM_STEPS)
+            optimiser.step()
+        for name, value in model.named_parameters():
+            torch.testing.assert_close(end[name], value.detach(), msg=f"{config.algorithm} {name}")
