@@ -16,6 +16,8 @@ from models.batch import Batch
 from pipeline.errors import InputError, RunFailed
 
 TAG = "state"
+ANY_NORM = 1e12
+"""Stands for no clipping: without a limit DeepSpeed (0.19) does not measure the gradient's norm at stage 0."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Engine:
             config={
                 "train_micro_batch_size_per_gpu": batch_size,
                 "gradient_accumulation_steps": accumulate,
-                "gradient_clipping": config.clip_norm,
+                "gradient_clipping": config.clip_norm or ANY_NORM,
                 "bf16": {"enabled": config.bf16},
                 # Reductions in float32: gradients of few samples in bf16 lose what many ranks should average.
                 "communication_data_type": "fp32",

@@ -89,11 +89,12 @@ class Job:
 
 def train(job: Job) -> dict[str, Any]:
     """Run `job` on the cluster to its end; return the facts for the summary."""
+    run = Run(job.run_url, job.name)
+    run.raise_failure()
     connect()
     require_resources(job.config.workers, job.config.cpus_per_worker, READ_CPUS, job.config.gpus_per_worker)
     # So that wrong input ends here, in one line, and not in the workers.
-    archive, config, run = open_archive(job.archive_url), job.config, Run(job.run_url, job.name)
-    run.raise_failure()
+    archive, config = open_archive(job.archive_url), job.config
     if config.compile:
         require_compiler()
     counts = counts_of_run(run, SampleSource(archive, config.view), config.sensor_sets)

@@ -27,6 +27,9 @@ img { max-width: 100%; margin: .4rem 0; } p.note { color: #55606e; } code { back
 """
 COLOURS = ("#1b6ca8", "#d1603d", "#4c956c", "#8e5ea2", "#c49a1a", "#5b6770")
 SMOOTHED_STEPS = 25
+LOSS_TERMS = ("l1/", "mse/", "objective/")
+"""What objectives call the parts of their losses that are one sensor's."""
+HEALTH = {"feature_std/": "spread of embeddings", "effective_rank/": "effective rank"}
 
 
 def report(runs: list[str], out: str | None) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def _curves(run: Run, job: str) -> str:
     for number, name in enumerate(dict.fromkeys(record["sensor_set"] for record in records)):
         chosen, colour = [r for r in records if r["sensor_set"] == name], COLOURS[number % len(COLOURS)]
         steps = [r["step"] for r in chosen]
-        directions = {key for r in chosen for key in r if key.startswith("l1/")}
+        directions = {key for r in chosen for key in r if key.startswith(LOSS_TERMS)}
         figure.add_scatter(x=steps, y=_smooth([r["loss"] for r in chosen]), name=f"loss {name}", line={"color": colour, "width": 3})
         for key in sorted(directions):
             points = [(r["step"], r[key]) for r in chosen if key in r]
@@ -120,7 +123,21 @@ def _curves(run: Run, job: str) -> str:
     speed.update_layout(xaxis_title="step", yaxis_title="samples per second")
     wait = float(np.mean([r["data_wait_share"] for r in records[len(records) // 10 :]]))
     note = f"<p class=note>Waiting for data: {wait:.1%} of the time after the first tenth of the steps.</p>"
-    return f"<h2>Training: {html.escape(job)}</h2>{_plot(figure)}{_plot(speed, 260)}{note}"
+    return f"<h2>Training: {html.escape(job)}</h2>{_plot(figure)}{_health(records)}{_plot(speed, 260)}{note}"
+
+
+def _health(records: list[dict[str, Any]]) -> str:
+    """Return a figure for each measure of `HEALTH`, a line for each sensor; nothing where nothing was looked at."""
+    shown = []
+    for prefix, title in HEALTH.items():
+        figure = go.Figure()
+        for number, key in enumerate(sorted({key for record in records for key in record if key.startswith(prefix)})):
+            steps, values = zip(*[(record["step"], record[key]) for record in records if key in record])
+            line = {"color": COLOURS[number % len(COLOURS)]}
+            figure.add_scatter(x=steps, y=values, name=key.removeprefix(prefix), line=line, mode="lines+markers")
+        figure.update_layout(xaxis_title="step", yaxis_title=title, yaxis_rangemode="tozero")
+        shown += [_plot(figure, 260)] if figure.data else []
+    return "".join(shown)
 
 
 def _smooth(values: list[float]) -> list[float]:

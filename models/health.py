@@ -19,7 +19,7 @@ from models.distributed import gather, mean
 from models.moe import MixtureOfExperts
 
 EPS = 1e-12
-NUM_EMBEDDED, NUM_TURNED, NUM_RECONSTRUCTED = 32, 16, 8
+NUM_EMBEDDED, NUM_TURNED, NUM_RECONSTRUCTED = 32, 8, 4
 """Tiles of each rank that are embedded, turned and reconstructed: enough for the measures, few beside a step."""
 
 
@@ -28,6 +28,7 @@ def examine(objective: Any, batch: Batch, generator: torch.Generator) -> dict[st
     """Return what can be said of `objective` from a batch, as '<measure>/<sensor>': the same on every rank.
 
     effective_rank, feature_std      of the encoder's pooled embeddings of num_tiles tiles, see below
+    projection_rank, projection_std  the same of what the loss compares, where the objective says (`compared`)
     cosine_turned_90, _180           between the embeddings of a tile and of the turned tile: 1 if turning changes nothing
     cosine_others                    between different tiles, which is what the two above must be compared with
     expert_load                      for each mixture the share of the sensor's tokens that each expert had
@@ -38,7 +39,7 @@ def examine(objective: Any, batch: Batch, generator: torch.Generator) -> dict[st
     with evaluating(objective):
         found: dict[str, Any] = {}
         for name, tiles in batch.tiles.items():
-            found |= {f"{measure}/{name}": value for measure, value in _examine_sensor(objective.encoder, name, tiles).items()}
+            found |= {f"{measure}/{name}": value for measure, value in _examine_sensor(objective, name, tiles).items()}
         if hasattr(objective, "reconstruct"):
             found |= _examine_reconstructions(objective, _first(batch, NUM_RECONSTRUCTED), generator)
     return found
@@ -56,21 +57,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = flag
 
 
-def _examine_sensor(encoder: Any, name: str, tiles: Tiles) -> dict[str, Any]:
+def _examine_sensor(objective: Any, name: str, tiles: Tiles) -> dict[str, Any]:
     def embed(some: Tiles) -> Tensor:
-        return encoder.pooled(some, name)[0]
+        return objective.encoder.pooled(some, name)[0]
 
     some = _part(tiles, max(1, NUM_EMBEDDED // tiles.is_present.shape[1]))
     own = embed(some)
-    loads = [mean(load[0]).tolist() for load in expert_load(encoder).values()]
+    loads = [mean(load[0]).tolist() for load in expert_load(objective.encoder).values()]
     is_there = gather(some.is_observed.flatten(0, 1).flatten(1).any(1, keepdim=True).to(own))[:, 0] > 0
     features = gather(own)[is_there]
-    found = {
+    found: dict[str, Any] = {
         "num_tiles": len(features),
         "effective_rank": effective_rank(features),
         "feature_std": feature_std(features),
         "cosine_others": cosine_of_others(features),
     }
+    if hasattr(objective, "compared"):
+        projections = gather(objective.compared(own).float())[is_there]
+        found |= {"projection_rank": effective_rank(projections), "projection_std": feature_std(projections)}
     few = _part(some, NUM_TURNED)
     for quarters in (1, 2):
         if quarters == 2 or few.pixels.shape[-1] == few.pixels.shape[-2]:

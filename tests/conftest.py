@@ -28,18 +28,18 @@ def planet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster():
-    """Ray on this machine, for all tests of the session that run jobs in this process."""
+    """Ray on this machine, for all tests of the session; its address, for jobs that run in a process of their own."""
     import ray
 
     from cluster.connect import connect
 
     connect()
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def archive(planet: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+def archive(planet: Path, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The planet's archive with shards of one site, so that even a small planet has all splits."""
     from jobs.coregister import coregister
     from pipeline.coregister import CoregisterConfig

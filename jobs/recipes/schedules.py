@@ -35,3 +35,8 @@ def tiny(train: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(
         train, **{"num_steps": 60, "batch_size": 16, "checkpoint_every": 20, "health_every": 20, "optimiser": optimiser, **changes}
     )
+
+
+def whole_batch(train: TrainConfig, workers: int) -> TrainConfig:
+    """Return the same run with one micro-batch a worker, for what compares the samples of a batch with one another."""
+    return replace(train, workers=workers, lanes=workers, batch_size=train.lanes * train.batch_size // workers)

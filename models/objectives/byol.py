@@ -14,7 +14,7 @@ from models.heads import MlpHead
 from models.initialise import initialise
 from models.moving import MovingAverage, cosine_momentum
 from models.objectives.joint import JointConfig
-from models.objectives.two_views import View, pooled_view, two_views
+from models.objectives.two_views import View, pooled_view, sensors_of, two_views
 
 
 def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Byol(nn.Module):
         self.target = MovingAverage(self._online())
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached objective (both directions added) and balance."""
+        """Return scalars: loss, and detached objective/<sensor> (both directions added) and balance."""
         views = self.views(batch, generator)
         predictions, targets, balances = [], [], []
         for view in views:
@@ -56,7 +56,7 @@ class Byol(nn.Module):
         objective = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])
         balance = torch.stack(balances).mean()
         loss = objective + self.config.balance_weight * balance
-        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+        return {"loss": loss, f"objective/{sensors_of(views)}": objective.detach(), "balance": balance.detach()}
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[View, View]:
         """Return the two views that predict each other."""
@@ -64,6 +64,10 @@ class Byol(nn.Module):
 
     def after_step(self, step: int, num_steps: int) -> None:
         self.target.update(self._online(), cosine_momentum(self.config.momentum, step, num_steps))
+
+    def compared(self, pooled_BD: Tensor) -> Tensor:
+        """Return what the loss compares of embeddings, (B, D'), for health to look at."""
+        return self.projector(pooled_BD.to(self.projector.dtype))
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.projector])

@@ -15,7 +15,7 @@ from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.initialise import initialise
 from models.moving import MovingAverage, cosine_momentum
-from models.objectives.two_views import View, at_date
+from models.objectives.two_views import View, at_date, sensors_of
 
 
 def dino_loss(
@@ -89,7 +89,7 @@ class Dino(nn.Module):
         self._seen: list[Tensor] = []
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached objective, balance and entropy of the teacher's mean output (0: collapsed)."""
+        """Return scalars: loss, and detached objective/<sensor>, balance, entropy of the teacher's mean output (0: collapsed)."""
         config, views = self.config, self._views(batch)
         is_frozen = int(self.num_done) < config.frozen_steps
         learnt, balances = [], []
@@ -106,7 +106,12 @@ class Dino(nn.Module):
         entropy = -(average * average.clamp_min(1e-12).log()).sum()
         balance = torch.stack(balances).mean()
         loss = objective + config.balance_weight * balance
-        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach(), "entropy": entropy.detach()}
+        return {
+            "loss": loss,
+            f"objective/{sensors_of(views)}": objective.detach(),
+            "balance": balance.detach(),
+            "entropy": entropy.detach(),
+        }
 
     @torch.no_grad()
     def after_step(self, step: int, num_steps: int) -> None:
@@ -115,6 +120,10 @@ class Dino(nn.Module):
         self.center_K.lerp_(torch.stack(self._seen).mean(0).to(self.center_K), 1 - self.config.center_momentum)
         self._seen = []
         self.num_done += 1
+
+    def compared(self, pooled_BD: Tensor) -> Tensor:
+        """Return what the loss compares of embeddings, (B, D'), for health to look at."""
+        return self.head(pooled_BD)
 
     def _views(self, batch: Batch) -> list[View]:
         if len(batch.crops) < 2:

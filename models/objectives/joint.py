@@ -12,7 +12,7 @@ from models.distributed import gather
 from models.encoder import Encoder, EncoderConfig
 from models.heads import MlpHead
 from models.initialise import initialise
-from models.objectives.two_views import Kind, View, two_views
+from models.objectives.two_views import Kind, View, sensors_of, two_views
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,17 @@ class JointEmbedding(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached objective and balance. The generator is used by drop_path only."""
-        made = [self.project(view, generator) for view in two_views(batch, self.config.views, self.encoder)]
+        """Return scalars: loss, and detached objective/<sensor> and balance. The generator is used by drop_path only."""
+        views = two_views(batch, self.config.views, self.encoder)
+        made = [self.project(view, generator) for view in views]
         objective = self.loss(*(gather(z.float()) for z, _ in made))
         balance = torch.stack([b for _, b in made]).mean()
         loss = objective + self.config.balance_weight * balance
-        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+        return {"loss": loss, f"objective/{sensors_of(views)}": objective.detach(), "balance": balance.detach()}
+
+    def compared(self, pooled_BD: Tensor) -> Tensor:
+        """Return what the loss compares of embeddings, (B, D'), for health to look at."""
+        return self.head(pooled_BD.to(self.head.dtype))
 
     def project(self, view: View, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Return the projections (N, D) of a view, and the balance loss."""

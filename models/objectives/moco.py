@@ -17,7 +17,7 @@ from models.initialise import initialise
 from models.key_queue import KeyQueue
 from models.moving import MovingAverage, cosine_momentum
 from models.objectives.joint import JointConfig
-from models.objectives.two_views import View, two_views
+from models.objectives.two_views import View, sensors_of, two_views
 
 
 def info_nce(query: Tensor, positive_key: Tensor, negative_keys: Tensor, temperature: float) -> Tensor:
@@ -72,8 +72,8 @@ class Moco(nn.Module):
         self.queue = KeyQueue(config.queue_size, config.dim, generator)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached objective and balance."""
-        asking, answering = two_views(batch, self.config.views, self.encoder)
+        """Return scalars: loss, and detached objective/<sensor> and balance."""
+        views = asking, answering = two_views(batch, self.config.views, self.encoder)
         pooled, balance = self.encoder.pooled(asking[1], asking[0], generator)
         query = self.head(pooled).float()
         key = self.keys.run(partial(_project, view=answering), self.head).float()
@@ -81,12 +81,16 @@ class Moco(nn.Module):
         if self.training:
             self.queue.wait(key)
         loss = objective + self.config.balance_weight * balance
-        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+        return {"loss": loss, f"objective/{sensors_of(views)}": objective.detach(), "balance": balance.detach()}
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Move the key encoder, and let the step's keys take the places of the oldest."""
         self.keys.update(self._online(), self.config.momentum)
         self.queue.advance()
+
+    def compared(self, pooled_BD: Tensor) -> Tensor:
+        """Return what the loss compares of embeddings, (B, D'), for health to look at."""
+        return self.head(pooled_BD.to(self.head.dtype))
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.head])
@@ -121,9 +125,10 @@ class MocoV3(nn.Module):
         self.keys = MovingAverage(self._online())
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached objective and balance."""
+        """Return scalars: loss, and detached objective/<sensor> and balance."""
+        views = two_views(batch, self.config.views, self.encoder)
         queries, keys, balances = [], [], []
-        for view in two_views(batch, self.config.views, self.encoder):
+        for view in views:
             pooled, balance = self.encoder.pooled(view[1], view[0], generator)
             queries.append(self.predictor(self.head(pooled)).float())
             keys.append(gather(self.keys.run(partial(_project, view=view), self.head).float()))
@@ -132,10 +137,14 @@ class MocoV3(nn.Module):
         both = [in_batch_info_nce(queries[i], keys[1 - i], self.config.temperature, first) for i in (0, 1)]
         objective, balance = both[0] + both[1], torch.stack(balances).mean()
         loss = objective + self.config.balance_weight * balance
-        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+        return {"loss": loss, f"objective/{sensors_of(views)}": objective.detach(), "balance": balance.detach()}
 
     def after_step(self, step: int, num_steps: int) -> None:
         self.keys.update(self._online(), cosine_momentum(self.config.momentum, step, num_steps))
+
+    def compared(self, pooled_BD: Tensor) -> Tensor:
+        """Return what the loss compares of embeddings, (B, D'), for health to look at."""
+        return self.head(pooled_BD.to(self.head.dtype))
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.head])

@@ -70,7 +70,7 @@ class Seco(nn.Module):
         self.queues = nn.ModuleList(KeyQueue(config.queue_size, config.dim, generator) for _ in range(NUM_SPACES))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return scalars: loss, and detached objective and balance."""
+        """Return scalars: loss, and detached objective/<sensor> and balance."""
         asking, *answering = self._views(batch)
         pooled, balance = self.encoder.pooled(asking[1], asking[0], generator)
         queries = [head(pooled).float() for head in self.heads]
@@ -80,7 +80,7 @@ class Seco(nn.Module):
             for space, queue in enumerate(self._queues()):
                 queue.wait(keys[space][space])
         loss = objective + self.config.balance_weight * balance
-        return {"loss": loss, "objective": objective.detach(), "balance": balance.detach()}
+        return {"loss": loss, f"objective/{asking[0]}": objective.detach(), "balance": balance.detach()}
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Move the key encoder and its heads, and let the step's positive keys join the queues."""

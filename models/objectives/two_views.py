@@ -4,6 +4,7 @@ This file decides which tiles are compared; what is drawn at random was drawn be
 the same step.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -20,7 +21,7 @@ View = tuple[str, Tiles]
 
 
 def two_views(batch: Batch, kind: Kind, encoder: Encoder) -> tuple[View, View]:
-    """Return the two views of `batch`; sensors take turns where one is enough."""
+    """Return the two views of `batch`; sensors take turns where one is enough. Dates are of two crops where there are any."""
     names = [spec.name for spec in encoder.config.sensors if spec.name in batch.tiles]
     if kind == "sensors":
         if len(names) < 2:
@@ -36,7 +37,8 @@ def two_views(batch: Batch, kind: Kind, encoder: Encoder) -> tuple[View, View]:
     tiles = batch.tiles[name]
     if tiles.is_present.shape[1] < 2:
         raise InputError(f"a batch has {tiles.is_present.shape[1]} dates, expected two; set view to a temporal or season pair")
-    return (name, at_date(tiles, 0)), (name, at_date(tiles, 1))
+    one, two = (crop.tiles[name] for crop in batch.crops[:2]) if len(batch.crops) > 1 else (tiles, tiles)
+    return (name, at_date(one, 0)), (name, at_date(two, 1))
 
 
 def pooled_view(encoder: Encoder, view: View, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -46,6 +48,11 @@ def pooled_view(encoder: Encoder, view: View, generator: torch.Generator | None 
     if tiles.bands != spec.bands:
         encoder = encoder.extended(spec.select(tiles.bands))
     return encoder.pooled(tiles, name, generator)
+
+
+def sensors_of(views: Sequence[View]) -> str:
+    """Return the name under which a term of these views is told: the sensors', each once."""
+    return "+".join(dict.fromkeys(name for name, _ in views))
 
 
 def at_date(tiles: Tiles, date: int) -> Tiles:

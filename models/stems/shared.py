@@ -38,10 +38,10 @@ class SharedStemConfig(StemConfig):
         count = self.num_channels
         if spec.num_bands <= count:
             return (tuple(i % spec.num_bands for i in range(count)),)
-        known = {i: nm for i, nm in enumerate(spec.wavelength_nm) if nm is not None}
+        known = [(nm, i) for i, nm in enumerate(spec.wavelength_nm) if nm is not None]
         if count > len(RED_GREEN_BLUE_NM) or len(known) < len(RED_GREEN_BLUE_NM):
             return (tuple(range(count)),)
-        return (tuple(_nearest(known, wanted) for wanted in RED_GREEN_BLUE_NM[:count]),)
+        return (tuple(min((abs(nm - wanted), i) for nm, i in known)[1] for wanted in RED_GREEN_BLUE_NM[:count]),)
 
     def build(self, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> "SharedStem":
         return SharedStem(self, sensors, token_size_m, width)
@@ -74,8 +74,3 @@ class SharedStem(Stem):
         bands, nothing = tuple(f"band_{i}" for i in range(count)), (None,) * count
         name = f"pixels_of_{spec.gsd_m:g}_m".replace(".", "_")
         return SensorSpec(name, "passive", "any", "1", spec.gsd_m, bands, nothing, (0.0,) * count, (1.0,) * count)
-
-
-def _nearest(wavelength_nm: dict[int, float], wanted_nm: float) -> int:
-    """Return the band whose wavelength is nearest to the one wanted."""
-    return min(wavelength_nm, key=lambda band: abs(wavelength_nm[band] - wanted_nm))

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.watch import MIN_RANK, MIN_STD, NUM_LOOKS, Watch, is_collapsed
+from cluster.engine import Engine, OptimiserConfig
+from cluster.watch import MIN_PROJECTION_STD, MIN_RANK, MIN_STD, NUM_LOOKS, Watch, is_collapsed
 from models.batch import Batch, Tiles
 from pipeline.errors import RunFailed
 
@@ -53,7 +54,7 @@ def looks(*states: tuple[torch.Tensor, torch.Tensor], warmup_steps: int = 0, eve
 @pytest.mark.parametrize("collapsed", [POINT, LINE])
 def test_all_sensors_collapsed_often_enough_end_the_run(collapsed: torch.Tensor) -> None:
     with pytest.raises(
-        RunFailed, match=r"step 4: the encoder has collapsed .*optical: std .*, rank .*; radar: std .*3 looks in a row"
+        RunFailed, match=r"step 4: the run has collapsed.*optical embedding std .*, rank .*; radar embedding.*3 looks in a row"
     ):
         looks((HEALTHY, HEALTHY), *[(collapsed, collapsed)] * 9)
 
@@ -63,7 +64,8 @@ def test_one_healthy_look_or_sensor_goes_on() -> None:
     bad, good = (POINT, POINT), (HEALTHY, HEALTHY)
     looks(bad, bad, good, bad, bad, good)
     found = looks(*[(HEALTHY, POINT)] * 9)
-    assert is_collapsed(found["feature_std/radar"], found["effective_rank/radar"], 16)
+    assert is_collapsed(found, "radar")
+    assert not is_collapsed(found, "optical")
     looks(*[bad] * 5, warmup_steps=3)
     with pytest.raises(RunFailed, match="step 6"):
         looks(*[bad] * 9, warmup_steps=3)
@@ -76,8 +78,37 @@ def test_steps_between_looks_are_not_looked_at() -> None:
         looks(*[(POINT, POINT)] * 5, every=2)  # 2, 4 and, as the last one, 5
 
 
-def test_thresholds() -> None:
-    assert is_collapsed(MIN_STD / 2, 10, 32)
-    assert is_collapsed(1, MIN_RANK - 0.01, 32)
-    assert not is_collapsed(MIN_STD, MIN_RANK, 32)
-    assert not is_collapsed(0, 0, 4)  # four tiles prove nothing
+@pytest.mark.parametrize(
+    ("std", "rank", "projection_std", "num_tiles", "expected"),
+    [
+        (MIN_STD, MIN_RANK, MIN_PROJECTION_STD, 32, False),
+        (MIN_STD / 2, 10, 1, 32, True),
+        (1, MIN_RANK - 0.01, 1, 32, True),
+        (1, 10, MIN_PROJECTION_STD / 2, 32, True),
+        (0, 0, 0, 4, False),  # four tiles prove nothing
+    ],
+)
+def test_thresholds(std: float, rank: float, projection_std: float, num_tiles: int, expected: bool) -> None:
+    names = ("feature_std/dsm", "effective_rank/dsm", "projection_std/dsm", "num_tiles/dsm")
+    assert is_collapsed(dict(zip(names, (std, rank, projection_std, num_tiles))), "dsm") is expected
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Zero(torch.nn.Module):
+        optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+        module = torch.nn.Identity()
+
+        def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+            return {"loss": torch.tensor(float("nan"), requires_grad=True), "balance": torch.zeros(())}
+
+        def backward(self, loss: torch.Tensor) -> None:
+            loss.backward()
+
+        def step(self) -> None: ...
+
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
+    engine: Any = Engine.__new__(Engine)
+    engine._config, engine._num_steps, engine._deepspeed, engine.device = OptimiserConfig(), 10, Zero(), "cpu"
+    with pytest.raises(RunFailed, match=r"step 5: loss terms are \{'balance': 0.0, 'loss': nan\}, expected finite numbers; lower"):
+        engine.step(4, [(BATCH, torch.Generator())])

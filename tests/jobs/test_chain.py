@@ -1,22 +1,42 @@
 """The chain on a small planet through the command itself: train, be killed, resume, distil, evaluate, report."""
 
+import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
+
 TINY = ["--num-steps", "24", "--checkpoint-every", "8", "--batch-size", "4", "--window-shards", "2"]
+LOOKS = ["--health-every", "8"]
 
 
 def terraloom(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    """Run a command in this process, which has all its imports and a cluster; anything but an exit fails the test."""
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    return subprocess.CompletedProcess(arguments, int(str(ended.value.code)), output.getvalue(), errors.getvalue())
+
+
+def start(cluster: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command in a process of its own, as people do, on the session's cluster."""
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster}, **pipes)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    return output
 
 
 def losses(run: Path) -> dict[int, dict[str, float]]:
@@ -27,16 +47,19 @@ def losses(run: Path) -> dict[int, dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def pretrained(archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pretrained(archive: str, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "pretrained"
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *TINY, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 24
+    output = finish(start(cluster, "pretrain", "msgfm_tiny", archive, str(run), *TINY, *LOOKS, "--json"))
+    assert json.loads(output.splitlines()[-1])["steps"] == 24
     return run
 
 
 def test_run_folder_is_whole(pretrained: Path) -> None:
     assert sorted(losses(pretrained)) == list(range(24))
+    looked_at = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines() if "feature_std" in line]
+    assert [record["step"] for record in looked_at] == [7, 15, 23]
+    for measure in ("effective_rank", "cosine_turned_90", "expert_load", "high_frequency"):
+        assert any(name.startswith(f"{measure}/") for name in looked_at[-1])
     for name in ("config.json", "events.jsonl", "summary.json", "reconstructions.npz", "model/model.safetensors"):
         assert (pretrained / name).is_file(), name
     config = json.loads((pretrained / "config.json").read_text())
@@ -46,36 +69,37 @@ def test_run_folder_is_whole(pretrained: Path) -> None:
 
 def test_second_run_with_same_arguments_only_reports(pretrained: Path, archive: str) -> None:
     before = (pretrained / "metrics.jsonl").read_bytes()
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, "--json")
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, *LOOKS, "--json")
     assert done.returncode == 0, done.stderr
     assert (pretrained / "metrics.jsonl").read_bytes() == before
 
 
 def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, archive: str) -> None:
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, "--mask-ratio", "0.5")
+    done = terraloom("pretrain", "msgfm_tiny", archive, str(pretrained), *TINY, *LOOKS, "--mask-ratio", "0.5")
     assert done.returncode == 2
     assert "config.mask_ratio = 0.6, not 0.5" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str, tmp_path: Path) -> None:
-    run = tmp_path / "killed"
-    command = [sys.executable, "-m", "jobs.cli", "pretrain", "msgfm_tiny", archive, str(run), *TINY]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str, cluster: str, tmp_path: Path) -> None:
+    """And whether its health is looked at or not."""
+    run, options = tmp_path / "killed", [*TINY, "--health-every", "0"]
+    process = start(cluster, "pretrain", "msgfm_tiny", archive, str(run), *options)
     snapshot, limit = run / "checkpoints" / "checkpoint_manager_snapshot.json", time.monotonic() + 200
     while not (snapshot.is_file() and "00000008" in snapshot.read_text()):
         assert process.poll() is None, "ended before it could be killed"
         assert time.monotonic() < limit
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     assert not (run / "summary.json").exists()
-    done = terraloom("pretrain", "msgfm_tiny", archive, str(run), *TINY)
-    assert done.returncode == 0, done.stderr
+    finish(start(cluster, "pretrain", "msgfm_tiny", archive, str(run), *options))
     starts = [json.loads(line)["start"] for line in (run / "events.jsonl").read_text().splitlines() if '"training"' in line]
     assert starts[0] == 0
     assert starts[-1] in (8, 16)
     assert losses(run) == losses(pretrained)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, pretrained)]
+    assert weights[0] == weights[1]
 
 
 def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path: Path) -> None:
@@ -110,6 +134,7 @@ def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path:
     for heading in ("Evaluation: landcover", "Reconstructions", "Co-registration", "Samples", "Training: distill"):
         assert f"<h2>{heading}" in text
     assert "supervised from scratch" in text
+    assert "effective rank" in text
     assert not re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=[\"']?https?:", text)
 
 
@@ -147,14 +172,16 @@ def test_wrong_input_is_one_line(arguments: list[str], message: str, archive: st
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_archive_of_another_version_is_refused(archive: str, tmp_path: Path) -> None:
+def test_archive_of_another_version_is_refused(archive: str, cluster: str, tmp_path: Path) -> None:
     other = tmp_path / "archive"
     other.mkdir()
     index = json.loads((Path(archive) / "archive.json").read_text())
     (other / "archive.json").write_text(json.dumps(index | {"schema_version": 99}))
-    done = terraloom("pretrain", "msgfm_tiny", str(other), str(tmp_path / "run"))
-    assert done.returncode == 2
-    assert "has schema version 99, this program reads version 2" in done.stderr
+    process = start(cluster, "pretrain", "msgfm_tiny", str(other), str(tmp_path / "run"))
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 2
+    assert "has schema version 99, this program reads version 2" in errors
+    assert "Traceback" not in errors
 
 
 def test_folder_of_corrupt_scenes_is_refused(tmp_path: Path) -> None:

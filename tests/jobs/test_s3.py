@@ -37,8 +37,25 @@ def environment():
     server.stop()
 
 
-def test_archive_and_run_on_s3(environment, planet: Path) -> None:
+START_RAY = (
+    "import ray; from cluster.connect import connect; connect(); print(ray.get_runtime_context().gcs_address, flush=True); input()"
+)
+
+
+@pytest.fixture(scope="module")
+def address(environment):
+    """Ray that knows the server: workers have the environment of those who started it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", START_RAY], env=environment[0], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    yield process.stdout.readline().strip()
+    process.communicate("\n")
+
+
+def test_archive_and_run_on_s3(environment, address: str, planet: Path) -> None:
     settings, client = environment
+    settings = settings | {"RAY_ADDRESS": address}
 
     def terraloom(*arguments: str) -> dict:
         command = [sys.executable, "-m", "jobs.cli", *arguments, "--json"]

@@ -75,11 +75,12 @@ def test_moco_and_byol_compare_what_the_papers_compare() -> None:
     (name, one), (_, two) = two_views(batch, "crops", moco.encoder)
     query = moco.head(moco.encoder.pooled(one, name)[0])
     key = moco.keys.copy[1](moco.keys.copy[0].pooled(two, name)[0])
-    torch.testing.assert_close(moco(batch, seeded(0))["objective"], info_nce(query, key, moco.queue.keys_KD, 0.2).detach())
+    expected = info_nce(query, key, moco.queue.keys_KD, 0.2).detach()
+    torch.testing.assert_close(moco(batch, seeded(0))["objective/optical"], expected)
     online = [byol.predictor(byol.projector(byol.encoder.pooled(view, name)[0])) for view in (one, two)]
     target = [byol.target.copy[1](byol.target.copy[0].pooled(view, name)[0]) for view in (one, two)]
     expected = byol_loss(online[0], target[1]) + byol_loss(online[1], target[0])
-    torch.testing.assert_close(byol(batch, seeded(0))["objective"], expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(byol(batch, seeded(0))["objective/optical"], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_seco_compares_what_the_paper_compares() -> None:
@@ -96,7 +97,7 @@ def test_seco_compares_what_the_paper_compares() -> None:
         queue = torch.cat([seco.queues[space].keys_KD, *negatives])
         assert len(queue) == 20 + (16 if space else 0)
         expected += info_nce(seco.heads[space](query), keys[space], queue, 0.2)
-    torch.testing.assert_close(seco(batch, seeded(0))["objective"], expected.detach())
+    torch.testing.assert_close(seco(batch, seeded(0))["objective/optical"], expected.detach())
     seco.after_step(0, NUM_STEPS)
     torch.testing.assert_close(seco.queues[2].keys_KD[:8], F.normalize(heads[2](features[2]), dim=-1))
     with pytest.raises(InputError, match="a batch has 3 dates and 0 crops, seco expects 3 and 4; set view to three dates"):
@@ -131,6 +132,9 @@ def test_views_are_crops_dates_or_sensors() -> None:
     assert name == other == "radar"
     assert torch.equal(two.pixels, batch.crops[1].tiles["radar"].pixels[:, :1])
     (_, one), (_, two) = two_views(batch, "dates", encoder)
+    assert torch.equal(one.pixels, batch.crops[0].tiles["radar"].pixels[:, :1])
+    assert torch.equal(two.pixels, batch.crops[1].tiles["radar"].pixels[:, 1:2])
+    (_, one), (_, two) = two_views(replace(batch, crops=()), "dates", encoder)
     assert torch.equal(one.pixels, batch.tiles["radar"].pixels[:, :1])
     assert torch.equal(two.pixels, batch.tiles["radar"].pixels[:, 1:2])
     assert [name for name, _ in two_views(batch, "sensors", encoder)] == ["optical", "radar"]

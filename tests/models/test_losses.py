@@ -175,6 +175,71 @@ def test_vicreg_by_its_formula() -> None:
     assert float(vicreg_loss(z0 + 4, z1 + 4, 25, 20, 3)) == pytest.approx(expected, rel=1e-9)
 
 
+PAIR_LOSSES = {
+    "nt_xent": lambda a, b: nt_xent(a, b, 0.2),
+    "info_nce": lambda a, b: info_nce(a, b, draw(2, K, D), 0.2),
+    "in_batch_info_nce": lambda a, b: in_batch_info_nce(a, b, 0.2),
+    "byol": byol_loss,
+    "dino": lambda a, b: dino_loss([a, b], [a, b], draw(2, D), 0.1, 0.04),
+    "barlow_twins": lambda a, b: barlow_twins_loss(a, b, 0.005),
+    "vicreg": lambda a, b: vicreg_loss(a, b, 25, 25, 1),
+    "seco": lambda a, b: seco_loss([a, b, a], [[b, a, b]] * 3, [draw(2, K, D)] * 3, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_the_order_of_samples_does_not_matter_but_who_belongs_together_does(name: str) -> None:
+    z0, z1, order, loss = draw(0, N, D), draw(1, N, D), torch.tensor([3, 1, 0, 6, 5, 2, 4]), PAIR_LOSSES[name]
+    assert float(loss(z0[order], z1[order])) == pytest.approx(float(loss(z0, z1)), rel=1e-9)
+    assert float(loss(z0, z1[order])) != pytest.approx(float(loss(z0, z1)), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "byol", "dino", "barlow_twins", "vicreg"])
+def test_views_may_change_places(name: str) -> None:
+    z0, z1, loss = draw(0, N, D), draw(1, N, D), PAIR_LOSSES[name]
+    assert float(loss(z0, z1)) == pytest.approx(float(loss(z1, z0)), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "info_nce", "in_batch_info_nce", "byol", "seco"])
+def test_only_directions_count(name: str) -> None:
+    """Every row may be scaled by a factor of its own."""
+    z0, z1, loss = draw(0, N, D), draw(1, N, D), PAIR_LOSSES[name]
+    scaled = loss(z0 * (draw(4, N, 1).abs() + 0.1), z1 * (draw(5, N, 1).abs() + 0.1))
+    assert float(scaled) == pytest.approx(float(loss(z0, z1)), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "in_batch_info_nce", "byol"])
+def test_turning_the_space_changes_nothing(name: str) -> None:
+    z0, z1, turned = draw(0, N, D), draw(1, N, D), torch.linalg.qr(draw(6, D, D)).Q
+    loss = PAIR_LOSSES[name]
+    assert float(loss(z0 @ turned, z1 @ turned)) == pytest.approx(float(loss(z0, z1)), rel=1e-9)
+
+
+def test_redundancy_reduction_is_about_these_very_features() -> None:
+    """Turned, features share what they did not; negated in both views or in another order, they do not."""
+    z0, z1 = draw(0, N, D), draw(1, N, D)
+    turned, sign = torch.linalg.qr(draw(6, D, D)).Q, torch.tensor([1.0, -1, 1, -1, -1], dtype=torch.float64)
+    for loss in (PAIR_LOSSES["barlow_twins"], PAIR_LOSSES["vicreg"]):
+        assert float(loss(z0 @ turned, z1 @ turned)) != pytest.approx(float(loss(z0, z1)), rel=1e-4)
+        assert float(loss(z0 * sign, z1 * sign)) == pytest.approx(float(loss(z0, z1)), rel=1e-9)
+        assert float(loss(z0.flip(1), z1.flip(1))) == pytest.approx(float(loss(z0, z1)), rel=1e-9)
+
+
+def test_dino_sees_neither_offsets_of_logits_nor_the_order_of_prototypes_and_crops() -> None:
+    student, teacher, center = [draw(i, N, K) for i in range(5)], [draw(9 + i, N, K) for i in range(2)], draw(20, K)
+    loss, order = (
+        float(dino_loss(student, teacher, center, 0.1, 0.04)),
+        torch.randperm(K, generator=torch.Generator().manual_seed(0)),
+    )
+    shifted = [s + draw(30 + i, N, 1) for i, s in enumerate(student)]
+    renamed = [s[:, order] for s in student], [t[:, order] for t in teacher], center[order]
+    small_last = [student[i] for i in (0, 1, 4, 2, 3)]
+    both_swapped = [student[i] for i in (1, 0, 2, 3, 4)], teacher[::-1], center
+    for other in ((shifted, teacher, center), renamed, (small_last, teacher, center), both_swapped):
+        assert float(dino_loss(*other, 0.1, 0.04)) == pytest.approx(loss, rel=1e-9)
+    assert float(dino_loss(student, teacher[::-1], center, 0.1, 0.04)) != pytest.approx(loss, rel=1e-4)
+
+
 def test_patches_by_hand() -> None:
     image = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
     patches = patchify(image, 2)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -49,27 +50,31 @@ def content(url: str) -> dict[tuple[str, str, str], bytes]:
     return found
 
 
-def test_tiles_do_not_depend_on_the_shard_size(archive: str, planet: Path, tmp_path: Path, cluster: None) -> None:
-    url = str(tmp_path / "archive")
+@pytest.fixture(scope="module")
+def archive_of_larger_shards(planet: Path, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("larger") / "archive")
     coregister(str(planet / "scenes"), url, Grid(shard_sites=3), CoregisterConfig(), None)
+    return url
+
+
+def test_tiles_do_not_depend_on_the_shard_size(archive: str, archive_of_larger_shards: str) -> None:
     tiles = content(archive)
     assert len(tiles) == len(open_archive(archive).catalog())
-    assert content(url) == tiles
+    assert content(archive_of_larger_shards) == tiles
 
 
-def test_archive_does_not_depend_on_the_number_of_workers(planet: Path, tmp_path: Path) -> None:
+def test_archive_does_not_depend_on_the_number_of_workers(planet: Path, archive_of_larger_shards: str, tmp_path: Path) -> None:
+    """Those of the session's cluster are one for each processor of the machine."""
     script = (
         "import sys, ray; ray.init(address='local', num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)\n"
         "from jobs.coregister import *\n"
-        "print(coregister(sys.argv[2], sys.argv[3], Grid(shard_sites=2), CoregisterConfig(), None)['digest'])"
+        "print(coregister(sys.argv[2], sys.argv[3], Grid(shard_sites=3), CoregisterConfig(), None)['digest'])"
     )
-    digests = []
-    for workers in ("1", "4"):
-        command = [sys.executable, "-c", script, workers, str(planet / "scenes"), str(tmp_path / workers)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        digests.append(done.stdout.split()[-1])
-    assert digests[0] == digests[1] == open_archive(str(tmp_path / "4")).digest()
+    workers = "4" if os.cpu_count() == 1 else "1"
+    command = [sys.executable, "-c", script, workers, str(planet / "scenes"), str(tmp_path / "archive")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == open_archive(archive_of_larger_shards).digest()
 
 
 def test_references_are_those_of_all_pairs_compared() -> None:

@@ -1,0 +1,210 @@
+"""Every tiny recipe from the command line: does it learn, stay healthy, resume bit by bit, and what does it cost.
+
+`python -m tests.bench.bench_recipes ARCHIVE [--only mae_tiny,byol_tiny]`: for each recipe on one Ray cluster a whole run, a
+probe of it (3 seeds), and a run that is killed after its first checkpoint and started again. Writes docs/recipes.json, which
+keeps what other recipes had, and the table docs/recipes.md made of it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import psutil
+import ray
+
+from cluster.connect import connect
+from cluster.watch import MIN_PROJECTION_STD, MIN_RANK, MIN_STD
+from jobs.recipes import recipes
+from models.encoder import Encoder
+
+TASK, PROBED = "landcover", "sentinel2_l2a"
+"""The label, and the sensor that is probed; the first of the encoder's where it has no such sensor."""
+NEEDS_TEACHER = {"gfm_tiny": "mae_tiny"}
+"""Recipes that are given another one's run."""
+FEWEST_STEPS = 3
+"""A tenth of a sensor set's steps is at least these."""
+OUT = Path("docs")
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+
+
+def run(*arguments: str | Path) -> dict[str, Any]:
+    """Run one terraloom command; return its summary."""
+    done = subprocess.run([*command(*arguments), "--json"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"terraloom {' '.join(map(str, arguments))} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    path = folder / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], float]]:
+    """Sample the training workers, five times a second; yield what returns the largest sum of their own memory so far, MiB."""
+    peak, stopped = [0.0], threading.Event()
+
+    def own(process: psutil.Process) -> int:
+        try:
+            return process.memory_full_info().uss if "TrainWorker" in process.name() + "".join(process.cmdline()[:1]) else 0
+        except psutil.Error:
+            return 0
+
+    def watch() -> None:
+        while not stopped.wait(0.2):
+            peak[0] = max(peak[0], sum(map(own, psutil.Process().children(recursive=True))) / 2**20)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield lambda: peak[0]
+    stopped.set()
+    thread.join()
+
+
+def kill_after_first_checkpoint(arguments: list[str], folder: Path) -> int:
+    """Start a command, kill it once its run has a checkpoint; return the step of the last one it had."""
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found: list[int] = []
+    while not found:
+        if process.poll() is not None:
+            raise SystemExit(f"terraloom {' '.join(arguments)} ended with {process.returncode} before its first checkpoint")
+        time.sleep(0.05)
+        found = [event["step"] for event in records(folder, "events.jsonl") if event["event"] == "checkpoint"]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return found[-1]
+
+
+def losses(folder: Path) -> dict[str, list[float]]:
+    """Return for each sensor set the mean loss of the first and of the last tenth of its steps."""
+    by_set: dict[str, list[float]] = {}
+    for record in records(folder, "metrics.jsonl"):
+        by_set.setdefault(record["sensor_set"], []).append(record["loss"])
+    found = {}
+    for name, values in by_set.items():
+        count = max(FEWEST_STEPS, len(values) // 10)
+        found[name] = [mean(values[:count]), mean(values[-count:])]
+    return found
+
+
+def health(folder: Path) -> dict[str, float]:
+    """Return what the last look at each sensor found."""
+    kinds = ("feature_std", "effective_rank", "projection_std", "projection_rank", "high_frequency", "cosine_turned_90")
+    found: dict[str, float] = {}
+    for record in records(folder, "metrics.jsonl"):
+        found |= {name: value for name, value in record.items() if name.partition("/")[0] in kinds}
+    return found
+
+
+def bench(name: str, archive: str, work: Path) -> dict[str, Any]:
+    """Return all that the table says of one recipe."""
+    folder, again, scores = (work / name / part for part in ("run", "killed", "scores"))
+    options: list[str] = []
+    if teacher := NEEDS_TEACHER.get(name):
+        options = ["--teacher", str(work / teacher / "run")]
+        run("pretrain", teacher, archive, work / teacher / "run")
+    begin = time.perf_counter()
+    with peak_memory() as peak:
+        run("pretrain", name, archive, folder, *options)
+        seconds, memory = time.perf_counter() - begin, peak()
+    times = {event["event"]: event["time"] for event in records(folder, "events.jsonl")}
+    encoder = Encoder.load(folder / "model")
+    sensors = [spec.name for spec in encoder.config.sensors]
+    probed = PROBED if PROBED in sensors else sensors[0]
+    probe = ["--sensors", probed, "--scratch-steps", "0", "--seeds", "3"]
+    table = run("evaluate", TASK, folder, scores, *probe)["table"]
+    of_model = {row["model"]: row for row in table if row["method"] == "linear"}
+    killed_at = kill_after_first_checkpoint(["pretrain", name, archive, str(again), *options], again)
+    run("pretrain", name, archive, again, *options)
+    models = [(part / "model" / "model.safetensors").read_bytes() for part in (folder, again)]
+    return {
+        "parameters": encoder.num_parameters,
+        "seconds": seconds,
+        "training_seconds": times["checkpoint"] - times["training"],
+        "memory_mib": memory,
+        "losses": losses(folder),
+        "health": health(folder),
+        "probed": probed,
+        "probe": [of_model["pretrained"][key] for key in ("mean", "spread")],
+        "random": [of_model["random initialisation"][key] for key in ("mean", "spread")],
+        "killed_at": killed_at,
+        "resumed_exactly": models[0] == models[1],
+        "total_seconds": time.perf_counter() - begin,
+    }
+
+
+def row(name: str, facts: dict[str, Any]) -> str:
+    changes = "<br>".join(f"{sensors} {first:.3g} → {last:.3g}" for sensors, (first, last) in sorted(facts["losses"].items()))
+    lowest = {kind: min((v for k, v in facts["health"].items() if k.startswith(f"{kind}/")), default=None) for kind in KINDS}
+    measured = [f"{lowest[kind]:.2g}" if lowest[kind] is not None else "" for kind in KINDS]
+    probe, random = (f"{value:.3f} ± {spread:.3f}" for value, spread in (facts["probe"], facts["random"]))
+    cells = [
+        name, f"{facts['parameters'] / 1e3:.0f} k", f"{facts['seconds']:.0f}", f"{facts['training_seconds']:.0f}",
+        f"{facts['memory_mib']:.0f}", changes, *measured, probe, random, "yes" if facts["resumed_exactly"] else "**no**",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+KINDS = ("feature_std", "effective_rank", "projection_std")
+HEAD = f"""# Tiny recipes
+
+`python -m tests.bench.bench_recipes ARCHIVE`, each from the command line on the demo planet, two CPU cores: 60 steps, the least
+that shows whether a recipe learns, not how well.
+
+- seconds: the command from start to end; in training: between the workers' first step and the last checkpoint.
+- memory: of the training workers together, MiB, at its peak, without what they share.
+- loss: mean of the first and of the last tenth of the steps (at least {FEWEST_STEPS}), for each sensor set.
+- std, rank: of the embeddings, at the end, the lowest sensor's; a run that falls under {MIN_STD:g} and {MIN_RANK:g} is ended. Head std: of
+  what the loss compares, ended under {MIN_PROJECTION_STD:g}.
+- probe: {TASK} from {PROBED}, linear, mean ± standard deviation over 3 seeds; beside it the same encoder before training.
+- resumes: killed after its first checkpoint and started again, the model has the bits of the undisturbed run's.
+
+| recipe | encoder | seconds | in training | memory | loss | std | rank | head std | probe | untrained | resumes |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive")
+    parser.add_argument("--only", default="", help="names of recipes, with commas between; default: all tiny ones")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of recipes.md and recipes.json")
+    parser.add_argument("--work", type=Path, help="keep the runs in this folder")
+    options = parser.parse_args()
+    known = [name for name in recipes("pretrain") if name.endswith("_tiny")]
+    chosen = options.only.split(",") if options.only else known
+    if unknown := sorted(set(chosen) - set(known)):
+        parser.error(f"no tiny recipe is called {', '.join(unknown)} (known: {', '.join(known)})")
+    work = options.work or Path(tempfile.mkdtemp(prefix="recipes_"))
+    connect()
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    path = options.out / "recipes.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    for name in chosen:
+        found[name] = bench(name, options.archive, work)
+        path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+        rows = [row(each, facts) for each, facts in sorted(found.items())]
+        (options.out / "recipes.md").write_text(HEAD + "\n".join(rows) + "\n")
+        print(row(name, found[name]), f"{found[name]['total_seconds']:.0f} s", flush=True)
+    if options.work is None:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Recipes of joint embeddings: published sizes, batches and rates, and that options have one name each."""
+
+from typing import Any
+
+import pytest
+import torch
+import tyro
+from tyro.conf import AvoidSubcommands, OmitArgPrefixes
+
+from jobs.recipes import recipes
+from jobs.recipes.joint import JointRecipe
+from models.sensor import SensorSpec
+
+RGB = SensorSpec("rgb", "passive", "digital_number", "1", 10.0, ("r", "g", "b"), (None,) * 3, (0.4,) * 3, (0.2,) * 3)
+JOINT = {name: recipe() for name, recipe in recipes("pretrain").items() if isinstance(recipe(), JointRecipe)}
+RESNET50 = 23_508_032
+VIT_SMALL, VIT_BASE = 21_665_664 - 197 * 384, 85_798_656 - 197 * 768
+"""As published, without the positions of 196 tokens and a class token, which are fixed here and no parameters."""
+PUBLISHED = {
+    "simclr_resnet50": (RESNET50, 4096, 4.8, 1000),
+    "temporal_simclr_resnet50": (RESNET50, 4096, 4.8, 1000),
+    "moco_resnet50": (RESNET50, 256, 0.03, 200),
+    "temporal_moco_resnet50": (RESNET50, 256, 0.03, 200),
+    "moco_v3_small": (VIT_SMALL, 4096, 0.0024, 300),
+    "moco_v3_base": (VIT_BASE, 4096, 0.0024, 300),
+    "byol_resnet50": (RESNET50, 4096, 3.2, 1000),
+    "rs_byol_three_resnet50": (RESNET50, 1024, 1.8, 100),
+    "dino_small": (VIT_SMALL, 1024, 0.002, 800),
+    "dino_base": (VIT_BASE, 1024, 0.002, 400),
+    "barlow_twins_resnet50": (RESNET50, 2048, 1.6, 1000),
+    "vicreg_resnet50": (RESNET50, 2048, 1.6, 1000),
+    "seco_resnet18": (11_176_512, 256, 0.03, 200),
+    "seco_resnet50": (RESNET50, 256, 0.03, 200),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name: str) -> None:
+    """Parameters of the encoder, batch, rate, epochs."""
+    parameters, batch, rate, epochs = PUBLISHED[name]
+    train = JOINT[name].train
+    with torch.device("meta"):
+        encoder = JOINT[name].build((RGB,), torch.Generator()).encoder
+    mask_token = encoder.config.backbone.embed_dim if encoder.mask_token is not None else 0
+    assert encoder.num_parameters - mask_token == parameters
+    assert train.lanes * train.batch_size == batch
+    assert train.optimiser.learning_rate == pytest.approx(rate)
+    assert train.num_steps == epochs * train.checkpoint_every
+    if not name.startswith("dino"):
+        assert train.lanes == train.workers
+
+
+@pytest.mark.parametrize("kind", sorted({type(recipe) for recipe in JOINT.values()}, key=lambda kind: kind.__name__))
+def test_every_option_has_one_name(kind: type) -> None:
+    """tyro drops prefixes, so two settings of one name could not be told apart."""
+    recipe = next(recipe for recipe in JOINT.values() if type(recipe) is kind)
+    wanted: Any = OmitArgPrefixes[kind]  # type: ignore[valid-type]
+    changed = tyro.cli(wanted, default=recipe, args=["--learning-rate", "0.5", "--seed", "3"],
+                       config=(AvoidSubcommands,))  # fmt: skip
+    assert (changed.train.optimiser.learning_rate, changed.train.seed) == (0.5, 3)
+    assert changed.backbone == recipe.backbone
+
+
+def test_every_family_has_a_tiny_recipe_of_the_same_mathematics() -> None:
+    for name in (name for name in JOINT if not name.endswith("_tiny") and name not in PUBLISHED and "resnet50" not in name):
+        tiny, small = JOINT[f"{name}_tiny"], JOINT[name]
+        assert type(tiny) is type(small)
+        assert (tiny.train.num_steps, tiny.train.batch_size) == (60, 16)
+        assert (tiny.train.view, tiny.train.stream) == (small.train.view, small.train.stream)
