@@ -2,8 +2,8 @@
 
 Decides when to look and which values are those of a collapsed run. What is measured is `models/health.py`'s.
 
-Measured on the demo planet, tiny recipes, 32 tiles a look, steps 10 to 400, the lowest of four sensors (a std of s is a mean cosine
-between tiles of about 1 - s^2):
+Measured on the demo planet, tiny recipes, 32 tiles a look, steps 10 to 60 (collapsed ones to 400), the lowest of four sensors;
+a std of s is a mean cosine between tiles of about 1 - s^2:
 
                                      embeddings: std, rank     what the loss compares: std
     MAE                              0.45      2.7             -
@@ -51,7 +51,7 @@ class Watch:
         return found
 
     def diagnose(self, step: int, found: dict[str, Any]) -> None:
-        """Raise RunFailed if a look after `step` has found a sensor collapsed often enough; on every rank or on none."""
+        """Raise RunFailed if the look after `step` was the last of too many bad ones; on every rank or on none."""
         if not self.is_due(step):
             return
         # Ranks compute the same from the same, but need not on different processors: the first one decides.

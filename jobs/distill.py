@@ -46,7 +46,7 @@ def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_u
 
 def load_encoder(model_url: str) -> Encoder:
     """Load an encoder from a local or `s3://` model folder."""
-    with storage.local_copy(model_url) as folder:
+    with storage.local_copy(model_url) as folder, torch.device("cpu"):  # whatever device a model is being built on
         return Encoder.load(folder)
 
 

@@ -3,11 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from cluster.batches import sensor_specs
 from cluster.run import Run
 from cluster.training import Job, train
 from pipeline import storage
-from pipeline.archive import open_archive
 
 
 def pretrain(recipe_name: str, recipe: Any, archive: str, run_url: str) -> dict[str, Any]:
@@ -15,7 +13,7 @@ def pretrain(recipe_name: str, recipe: Any, archive: str, run_url: str) -> dict[
     run = Run(run_url, "pretrain")
     archive = storage.absolute(archive)
     if hasattr(recipe, "located"):  # it needs more than the archive, such as a teacher
-        recipe = recipe.located(sensor_specs(open_archive(archive)))
+        recipe = recipe.located()
     if finished := run.begin(recipe, {"recipe": recipe_name, "archive": archive}):
         return finished
     facts = train(

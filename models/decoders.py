@@ -85,21 +85,21 @@ class LaplacianBlock(nn.Module):
 
 
 class _Convolution(nn.Conv2d):
-    """Begins so that values neither fade nor grow through many narrow layers, as torch's own does."""
+    """Begins with variance 1 / inputs (LeCun et al. 1998): at the usual 0.02 values fade to nothing through narrow layers."""
 
-    def first_values(self, generator: torch.Generator | None) -> None:
-        bound = (self.kernel_size[0] ** 2 * self.in_channels // self.groups) ** -0.5
+    def draw(self, generator: torch.Generator | None) -> None:
+        bound = (3 / (self.kernel_size[0] ** 2 * self.in_channels // self.groups)) ** 0.5
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
 
 class _Deconvolution(nn.ConvTranspose2d):
-    """Each value becomes a square of `factor` times `factor` values."""
+    """Each value becomes a square of `factor` times `factor` values; begins as `_Convolution` does."""
 
     def __init__(self, width: int, out: int, factor: int) -> None:
         super().__init__(width, out, kernel_size=factor, stride=factor)
 
-    def first_values(self, generator: torch.Generator | None) -> None:
-        bound = self.in_channels**-0.5
+    def draw(self, generator: torch.Generator | None) -> None:
+        bound = (3 / self.in_channels) ** 0.5
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
 

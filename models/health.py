@@ -66,6 +66,8 @@ def _examine_sensor(objective: Any, name: str, tiles: Tiles) -> dict[str, Any]:
     loads = [mean(load[0]).tolist() for load in expert_load(objective.encoder).values()]
     is_there = gather(some.is_observed.flatten(0, 1).flatten(1).any(1, keepdim=True).to(own))[:, 0] > 0
     features = gather(own)[is_there]
+    if not len(features):
+        return {"num_tiles": 0}
     found: dict[str, Any] = {
         "num_tiles": len(features),
         "effective_rank": effective_rank(features),

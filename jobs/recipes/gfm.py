@@ -8,7 +8,6 @@ import torch
 from jobs.distill import load_encoder
 from jobs.recipes.masked_images import SWIN_BASE, MaskedImageRecipe, as_published, tiny_image, two_cores
 from models.objectives.gfm import Gfm, GfmConfig
-from models.objectives.teacher import check_teacher
 from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.errors import InputError
@@ -24,21 +23,20 @@ class GfmRecipe(MaskedImageRecipe):
     """Folder of a finished pretrain or distill run of the same sensors, or of its model; local or s3://."""
     teacher_weight: float = 1.0
 
-    def located(self, sensors: tuple[SensorSpec, ...]) -> Self:
-        """Return the recipe with the teacher's model folder, which knows `sensors`; the same for every worker."""
+    def located(self) -> Self:
+        """Return the recipe with its teacher's model folder, the same for every worker, or raise InputError without one."""
         if not self.teacher:
             raise InputError("gfm has no teacher, expected the folder of a finished run or of its model; give --teacher RUN")
         url = storage.absolute(self.teacher)
         for model in (storage.join(url, "model"), url):
             if storage.exists(storage.join(model, "model.safetensors")):
-                check_teacher(load_encoder(model), sensors)
                 return replace(self, teacher=model)
         raise InputError(
             f"teacher '{url}' holds no model (neither model/model.safetensors nor model.safetensors); "
             f"give the folder of a finished run or of its model"
         )
 
-    def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Gfm:
+    def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator | None) -> Gfm:
         config = GfmConfig(self.encoder(sensors), self.mask_ratio, self.mask_block_m, teacher_weight=self.teacher_weight)
         return Gfm(config, load_encoder(self.teacher), generator)
 

@@ -7,6 +7,7 @@ import torch
 from jobs.recipes.masked_images import SWIN_BASE, MaskedImageRecipe, as_published, tiny_image, two_cores
 from models.objectives.ringmo import Ringmo, RingmoConfig
 from models.sensor import SensorSpec
+from models.stems.steps import StepStemConfig
 from models.swin import SwinConfig
 from models.vit import VitConfig, vit_size
 
@@ -23,7 +24,8 @@ class RingmoRecipe(MaskedImageRecipe):
     """Share of a chosen block's pixels that is hidden."""
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Ringmo:
-        config = RingmoConfig(self.encoder(sensors), self.mask_ratio, self.mask_block_m, pixel_ratio=self.pixel_ratio)
+        encoder = replace(self.encoder(sensors), stem=StepStemConfig())
+        config = RingmoConfig(encoder, self.mask_ratio, self.mask_block_m, pixel_ratio=self.pixel_ratio)
         return Ringmo(config, generator)
 
 
@@ -32,7 +34,7 @@ def ringmo() -> RingmoRecipe:
 
     Deviations from the paper: those of `simmim`, on whose shape it stands so that the two can be compared, and a mask token
     where more than half of a patch was never observed. Kept: 60 % of the pixels in 60 % of the blocks zeroed at the input in
-    all bands, L1 on them.
+    all bands, a stem of three steps, L1 on hidden pixels.
     """
     return RingmoRecipe(**two_cores())
 
@@ -48,8 +50,7 @@ def ringmo_swin_base() -> RingmoRecipe:
 
     Meant for tiles of 192 x 192 px of 10 m (`--site-size-m 1920`); 95.67 % on NWPU-RESISC45 when fine-tuned, as published.
     Learning rate 1e-4 for 512 images, AdamW (0.9, 0.999), weight decay 0.05, crops of 20 to 100 %. How many devices there
-    were is not published. Deviations: those of `ringmo` in sensors and error; one strided convolution as stem, where
-    theirs is three in a row with batch norms, which together see no more than the patch.
+    were is not published. Deviations: those of `ringmo` in sensors and error; crops are square.
     """
     return _published(SWIN_BASE)
 

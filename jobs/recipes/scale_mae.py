@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from cluster.engine import OptimiserConfig
 from jobs.recipes.autoencoder import AutoencoderRecipe, tiny_autoencoder, two_cores
-from jobs.recipes.schedules import published
+from jobs.recipes.schedules import published, tiny
 from models.encoder import EncoderConfig
 from models.objectives.scale_mae import ScaleMae, ScaleMaeConfig
 from models.sensor import SensorSpec
@@ -57,8 +58,10 @@ def scale_mae() -> ScaleMaeRecipe:
 
 
 def scale_mae_tiny() -> ScaleMaeRecipe:
-    """`scale_mae` in well under a minute on two CPU cores, for tests and first tries."""
-    return tiny_autoencoder(scale_mae(), head_width=32, head_depth=1)
+    """`scale_mae` in well under a minute on two CPU cores, for tests and first tries; at a rate high enough to be seen to learn."""
+    recipe = scale_mae()
+    train = tiny(recipe.train, optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=10))
+    return tiny_autoencoder(recipe, head_width=32, head_depth=1, train=train)
 
 
 def scale_mae_large() -> ScaleMaeRecipe:

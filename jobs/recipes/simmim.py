@@ -8,7 +8,8 @@ from jobs.recipes.masked_images import SWIN_BASE, MaskedImageRecipe, as_publishe
 from jobs.recipes.schedules import IMAGENET
 from models.objectives.simmim import Simmim, SimmimConfig
 from models.sensor import SensorSpec
-from models.vit import vit_size
+from models.swin import SwinConfig
+from models.vit import VitConfig, vit_size
 
 KIND = "pretrain"
 
@@ -43,12 +44,9 @@ def simmim_swin_base() -> SimmimRecipe:
 
     Meant for tiles of 192 x 192 px of 10 m (`--site-size-m 1920`); 83.5 to 84.0 % on ImageNet when fine-tuned, as published.
     Learning rate 1e-4 for 512 images, AdamW (0.9, 0.999), weight decay 0.05, gradients clipped at 5, crops of 67 to 100 %.
-    Deviations: those of `simmim` in sensors and error; the rate falls as a cosine instead of to a tenth after epoch 700;
-    crops are square.
+    The rate is a tenth after epoch 700. Deviations: those of `simmim` in sensors and error; crops are square.
     """
-    rate = 1e-4 * 2048 / 512
-    schedule = as_published(SWIN_BASE, least_area=0.67, images=IMAGENET, epochs=800, batch=2048, warmup_epochs=10, rate=rate)
-    return SimmimRecipe(**schedule)
+    return _published(SWIN_BASE)
 
 
 def simmim_vit_base() -> SimmimRecipe:
@@ -57,7 +55,18 @@ def simmim_vit_base() -> SimmimRecipe:
     Meant for tiles of 224 x 224 px of 10 m (`--site-size-m 2240`). Drops paths with up to 0.1. Further deviations: fixed sines
     and cosines as positions instead of a relative bias that all layers share, and no layer scale.
     """
-    rate = 1e-4 * 2048 / 512
-    vit = vit_size("base", drop_path=0.1)
-    schedule = as_published(vit, least_area=0.67, images=IMAGENET, epochs=800, batch=2048, warmup_epochs=10, rate=rate)
+    return _published(vit_size("base", drop_path=0.1))
+
+
+def _published(backbone: SwinConfig | VitConfig) -> SimmimRecipe:
+    schedule = as_published(
+        backbone,
+        least_area=0.67,
+        images=IMAGENET,
+        epochs=800,
+        batch=2048,
+        warmup_epochs=10,
+        rate=1e-4 * 2048 / 512,
+        optimiser={"decay_at": (700 / 800,)},
+    )
     return SimmimRecipe(**schedule)

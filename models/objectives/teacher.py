@@ -19,8 +19,11 @@ class Taught(nn.Module):
     _teacher: tuple[Encoder]
 
     def take(self, teacher: Encoder, sensors: Sequence[SensorSpec]) -> None:
-        """Freeze `teacher` and keep it, if it can teach `sensors`."""
-        check_teacher(teacher, sensors)
+        """Freeze `teacher` and keep it; raise InputError unless it knows the student's `sensors` as the student does."""
+        for spec in sensors:
+            taught = teacher.spec(spec.name)
+            if (taught.bands, taught.unit, taught.gsd_m) != (spec.bands, spec.unit, spec.gsd_m):
+                raise InputError(f"student's sensor '{spec.name}' is {spec}, expected as in the teacher: {taught}")
         self._teacher = (teacher.eval().requires_grad_(False),)
 
     @property
@@ -31,11 +34,3 @@ class Taught(nn.Module):
         super()._apply(fn, recurse)
         self.teacher._apply(fn)
         return self
-
-
-def check_teacher(teacher: Encoder, sensors: Sequence[SensorSpec]) -> None:
-    """Raise InputError unless `teacher` knows all of the student's `sensors` as the student does."""
-    for spec in sensors:
-        taught = teacher.spec(spec.name)
-        if (taught.bands, taught.unit, taught.gsd_m) != (spec.bands, spec.unit, spec.gsd_m):
-            raise InputError(f"student's sensor '{spec.name}' is {spec}, expected as in the teacher: {taught}")

@@ -23,6 +23,10 @@ class SensorStemConfig(StemConfig):
     has_tokens: bool = False
     """Also a learned token per sensor, for decoders of several sensors."""
 
+    def projection(self, num_bands: int, patch_px: int, width: int) -> nn.Module:
+        """Return what makes tokens (B, y, x, D) of pixels (B, C, Y, X)."""
+        return PatchProjection(num_bands, patch_px, width, self.has_norm)
+
     def build(self, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> "SensorStem":
         return SensorStem(self, sensors, token_size_m, width)
 
@@ -53,8 +57,7 @@ class SensorStem(Stem):
         self.projections = nn.ModuleDict(
             {
                 spec.name: nn.ModuleList(
-                    PatchProjection(len(bands), spec.patch_px(token_size_m), width, config.has_norm)
-                    for bands in config.groups(spec)
+                    config.projection(len(bands), spec.patch_px(token_size_m), width) for bands in config.groups(spec)
                 )
                 for spec in sensors
             }

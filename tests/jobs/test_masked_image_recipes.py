@@ -46,6 +46,9 @@ def test_published_schedules() -> None:
     assert (train.batch_size * train.lanes, train.num_steps) == (2048, 800 * (1_281_167 // 2048))
     assert train.optimiser.learning_rate == pytest.approx(4e-4)
     assert (train.optimiser.betas, train.optimiser.clip_norm) == ((0.9, 0.999), 5.0)
+    per_epoch = 1_281_167 // 2048
+    rates = [train.optimiser.rate(epoch * per_epoch, train.num_steps) for epoch in (5, 10, 699, 701, 799)]
+    assert rates == pytest.approx([2e-4, 4e-4, 4e-4, 4e-5, 4e-5], rel=1e-3)
     train = load_recipe("pretrain", "gfm_swin_base").train
     assert (train.batch_size * train.lanes, train.num_steps) == (1024, 100 * (600_000 // 1024))
     assert train.optimiser.learning_rate == pytest.approx(4e-4)
@@ -56,12 +59,14 @@ def test_gfm_finds_its_teacher_in_a_run_or_a_model_folder(tmp_path: Path) -> Non
     swin = SwinConfig(embed_dim=8, depths=(1, 1), num_heads=(2, 2), window=4)
     Encoder(EncoderConfig(swin, 40.0, (RGB,))).save(tmp_path / "run" / "model")
     for given in ("run", "run/model"):
-        located = replace(recipe, teacher=str(tmp_path / given)).located((RGB,))
+        located = replace(recipe, teacher=str(tmp_path / given)).located()
         assert located.teacher == str(tmp_path / "run" / "model")
     assert located.build((RGB,), torch.Generator()).head.out_features == 16
+    with torch.device("meta"):
+        located.build((RGB,), None)
     with pytest.raises(InputError, match=r"gfm has no teacher, expected .*; give --teacher RUN"):
-        recipe.located((RGB,))
+        recipe.located()
     with pytest.raises(InputError, match=r"teacher '.*' holds no model .*; give the folder of a finished run"):
-        replace(recipe, teacher=str(tmp_path)).located((RGB,))
-    with pytest.raises(ModelInputError, match="sensor 'radar' is unknown to this encoder"):
-        located.located((replace(RGB, name="radar"),))
+        replace(recipe, teacher=str(tmp_path)).located()
+    with torch.device("meta"), pytest.raises(ModelInputError, match="sensor 'radar' is unknown to this encoder"):
+        located.build((replace(RGB, name="radar"),), None)

@@ -65,7 +65,8 @@ def test_archive_and_run_on_s3(environment, address: str, planet: Path) -> None:
         return json.loads(done.stdout.splitlines()[-1])
 
     archive, run = "s3://earth/archive", "s3://earth/runs/first"
-    for path in (planet / "scenes").rglob("*.tif"):
+    # Satellites' alone: aerial images are most of the pixels, and nothing else to a store.
+    for path in (planet / "scenes").rglob("s*.tif"):
         client.upload_file(str(path), "earth", f"scenes/{path.name}")
     assert terraloom("scan", "s3://earth/scenes")["refused"] == {}
     made = terraloom("coregister", "s3://earth/scenes", archive, "--register", "False", "--shard-sites", "2")

