@@ -67,7 +67,7 @@ class Byol(nn.Module):
 
     def compared(self, pooled_BD: Tensor) -> Tensor:
         """Return what the loss compares of embeddings, (B, D'), for health to look at."""
-        return self.projector(pooled_BD.to(self.projector.dtype))
+        return self.projector(pooled_BD)
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.projector])

@@ -53,7 +53,7 @@ class JointEmbedding(nn.Module):
 
     def compared(self, pooled_BD: Tensor) -> Tensor:
         """Return what the loss compares of embeddings, (B, D'), for health to look at."""
-        return self.head(pooled_BD.to(self.head.dtype))
+        return self.head(pooled_BD)
 
     def project(self, view: View, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Return the projections (N, D) of a view, and the balance loss."""

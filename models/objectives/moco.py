@@ -90,7 +90,7 @@ class Moco(nn.Module):
 
     def compared(self, pooled_BD: Tensor) -> Tensor:
         """Return what the loss compares of embeddings, (B, D'), for health to look at."""
-        return self.head(pooled_BD.to(self.head.dtype))
+        return self.head(pooled_BD)
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.head])
@@ -144,7 +144,7 @@ class MocoV3(nn.Module):
 
     def compared(self, pooled_BD: Tensor) -> Tensor:
         """Return what the loss compares of embeddings, (B, D'), for health to look at."""
-        return self.head(pooled_BD.to(self.head.dtype))
+        return self.head(pooled_BD)
 
     def _online(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.head])
