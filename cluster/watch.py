@@ -62,8 +62,8 @@ class Watch:
             raise RunFailed(
                 f"step {step + 1}: the run has collapsed, tiles are hardly told apart: {_measured(found)}, as low in {NUM_LOOKS} "
                 f"looks in a row; healthy runs have an embedding std above {MIN_STD:g}, a rank above {MIN_RANK:g} and a head std "
-                f"above {MIN_HEAD_SHARE:g} of the embedding's; lower the learning rate, lengthen the warm-up or strengthen what keeps embeddings apart, "
-                f"and begin in a new folder"
+                f"above {MIN_HEAD_SHARE:g} of the embedding's; lower the learning rate, lengthen the warm-up or strengthen what "
+                f"keeps embeddings apart, and begin in a new folder"
             )
 
 

@@ -95,7 +95,7 @@ def test_thresholds(std: float, rank: float, projection_std: float, num_tiles: i
 
 def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Zero(torch.nn.Module):
-        optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+        optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
         module = torch.nn.Identity()
 
         def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
