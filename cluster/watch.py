@@ -9,7 +9,6 @@ a std of s is a mean cosine between tiles of about 1 - s^2:
     MAE                              0.045     2.7             -  (0.045: heights alone, where positions are most of a token)
     VICReg, BYOL, DINO, SimCLR       0.37      3.5             0.68
     BYOL, no predictor, momentum 0   0.39      2.3             0.27 at step 20, 0.04 to 0.14 from step 40 on
-    weights decayed to nothing       < 0.01
     VICReg without variance term     0.36      3.0             0.92: its head shrinks, but tiles keep their directions in it
 
 A head can collapse while the encoder stays what it was before training, so both are looked at.
