@@ -130,11 +130,18 @@ class VitBlock(nn.Module):
 class Vit(nn.Module):
     """Tokens to tokens; what is done with places that have none is decided by the caller."""
 
+    prefix_PD: Tensor
+
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.config = config
         drops = [config.drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
-        self.prefix_PD = nn.Parameter(torch.empty(config.has_class_token + config.num_registers, config.embed_dim))
+        prefix_PD = torch.empty(config.has_class_token + config.num_registers, config.embed_dim)
+        # A parameter without numbers cannot be gathered under ZeRO 3 (DeepSpeed 0.19).
+        if len(prefix_PD):
+            self.register_parameter("prefix_PD", nn.Parameter(prefix_PD))
+        else:
+            self.register_buffer("prefix_PD", prefix_PD)
         self.blocks = nn.ModuleList(VitBlock(config, index, drop) for index, drop in enumerate(drops))
         self.norm = nn.LayerNorm(config.embed_dim, NORM_EPS)
 

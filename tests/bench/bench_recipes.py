@@ -25,7 +25,7 @@ import psutil
 import ray
 
 from cluster.connect import connect
-from cluster.watch import MIN_PROJECTION_STD, MIN_RANK, MIN_STD
+from cluster.watch import MIN_HEAD_SHARE, MIN_RANK, MIN_STD
 from jobs.recipes import recipes
 from models.encoder import Encoder
 
@@ -171,7 +171,7 @@ that shows whether a recipe learns, not how well.
 - memory: of the training workers together, MiB, at its peak, without what they share.
 - loss: mean of the first and of the last tenth of the steps (at least {FEWEST_STEPS}), for each sensor set.
 - std, rank: of the embeddings, at the end, the lowest sensor's; a run that falls under {MIN_STD:g} and {MIN_RANK:g} is ended. Head std: of
-  what the loss compares, ended under {MIN_PROJECTION_STD:g}.
+  what the loss compares, ended under {MIN_HEAD_SHARE:g} of the embeddings'.
 - probe: {TASK} from {PROBED}, linear, mean ± standard deviation over 3 seeds; beside it the same encoder before training.
 - resumes: killed after its first checkpoint and started again, the model has the bits of the undisturbed run's.
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.engine import Engine, OptimiserConfig
-from cluster.watch import MIN_PROJECTION_STD, MIN_RANK, MIN_STD, NUM_LOOKS, Watch, is_collapsed
+from cluster.watch import MIN_HEAD_SHARE, MIN_RANK, MIN_STD, NUM_LOOKS, Watch, is_collapsed
 from models.batch import Batch, Tiles
 from pipeline.errors import RunFailed
 
@@ -81,10 +81,10 @@ def test_steps_between_looks_are_not_looked_at() -> None:
 @pytest.mark.parametrize(
     ("std", "rank", "projection_std", "num_tiles", "expected"),
     [
-        (MIN_STD, MIN_RANK, MIN_PROJECTION_STD, 32, False),
+        (MIN_STD, MIN_RANK, MIN_HEAD_SHARE * MIN_STD, 32, False),
         (MIN_STD / 2, 10, 1, 32, True),
         (1, MIN_RANK - 0.01, 1, 32, True),
-        (1, 10, MIN_PROJECTION_STD / 2, 32, True),
+        (1, 10, MIN_HEAD_SHARE / 2, 32, True),
         (0, 0, 0, 4, False),  # four tiles prove nothing
     ],
 )
@@ -95,7 +95,7 @@ def test_thresholds(std: float, rank: float, projection_std: float, num_tiles: i
 
 def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Zero(torch.nn.Module):
-        optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+        optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
         module = torch.nn.Identity()
 
         def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from models.moe import MoEConfig
 from models.objectives.mae import Mae, MaeConfig
 from models.sensor import SensorSpec
 from models.vit import VitConfig
+from tests.models import two_ranks
 
 
 def test_effective_rank_finds_a_known_rank(generator: torch.Generator) -> None:
@@ -137,3 +138,16 @@ def test_examination_of_an_objective(
     assert [(k, v) for k, v in examine(mae, batch, generator).items() if k.endswith("/radar")] == [("num_tiles/radar", 0)]
     assert mae.training
     assert all(torch.equal(value, before[name]) for name, value in mae.state_dict().items())
+
+
+@pytest.mark.parametrize("name", list(two_ranks.objectives()))
+def test_every_objective_names_its_sensors_and_says_what_it_compares(name: str) -> None:
+    objective, batch = two_ranks.objectives()[name], two_ranks.make_batch(0)
+    found = examine(objective, batch, two_ranks.seeded(0))
+    for sensor in batch.tiles:
+        assert found[f"projection_std/{sensor}"] > 0
+        assert found[f"effective_rank/{sensor}"] > 1
+    terms = [term for term in objective(batch, two_ranks.seeded(0)) if "/" in term]
+    assert terms
+    for term in terms:
+        assert set(term.partition("/")[2].split("+")) <= set(batch.tiles), term
