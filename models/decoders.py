@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.errors import InputError
+from models.layers import SteadyConv2d
 from models.sensor import SensorSpec
 from models.vit import NORM_EPS
 
@@ -59,7 +60,7 @@ class LaplacianHead(nn.Module):
         super().__init__()
         if hidden % 4:
             raise InputError(f"a Laplacian head has width {hidden}, expected a multiple of 4")
-        self.enter = _Convolution(width, hidden, 1)
+        self.enter = SteadyConv2d(width, hidden, 1)
         self.blocks = nn.Sequential(*(LaplacianBlock(hidden) for _ in range(depth)))
         self.leave = nn.ModuleDict({spec.name: _to_pixels(hidden, spec, token_size_m) for spec in sensors})
 
@@ -74,26 +75,18 @@ class LaplacianBlock(nn.Module):
         super().__init__()
         self.find = nn.Sequential(
             nn.GELU(),
-            _Convolution(width, width // 2, 3, padding=1, groups=width // 2),
+            SteadyConv2d(width, width // 2, 3, padding=1, groups=width // 2),
             nn.GELU(),
-            _Convolution(width // 2, width, 1),
+            SteadyConv2d(width // 2, width, 1),
         )
-        self.keep = _Convolution(width, width, 1)
+        self.keep = SteadyConv2d(width, width, 1)
 
     def forward(self, x_BDYX: Tensor) -> Tensor:
         return self.find(x_BDYX) + self.keep(x_BDYX)
 
 
-class _Convolution(nn.Conv2d):
-    """Begins with variance 1 / inputs (LeCun et al. 1998): at the usual 0.02 values fade to nothing through narrow layers."""
-
-    def draw(self, generator: torch.Generator | None) -> None:
-        bound = (3 / (self.kernel_size[0] ** 2 * self.in_channels // self.groups)) ** 0.5
-        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
-
-
 class _Deconvolution(nn.ConvTranspose2d):
-    """Each value becomes a square of `factor` times `factor` values; begins as `_Convolution` does."""
+    """Each value becomes a square of `factor` times `factor` values; begins as `SteadyConv2d` does."""
 
     def __init__(self, width: int, out: int, factor: int) -> None:
         super().__init__(width, out, kernel_size=factor, stride=factor)
@@ -125,9 +118,9 @@ def _to_pixels(hidden: int, spec: SensorSpec, token_size_m: float) -> nn.Sequent
         _ChannelNorm(hidden),
         _Deconvolution(hidden, half, patch // 2 // last),
         nn.GELU(),
-        _Convolution(half, half // 2, 3, padding=1, groups=half // 2),
+        SteadyConv2d(half, half // 2, 3, padding=1, groups=half // 2),
         nn.GELU(),
-        _Convolution(half // 2, half, 1),
+        SteadyConv2d(half // 2, half, 1),
         nn.GELU(),
         _Deconvolution(half, spec.num_bands, last),
     )

@@ -1,4 +1,4 @@
-"""What the transformers share: the two-layer network and stochastic depth. Legend: B batch, N tokens, D width."""
+"""What networks share: the two-layer network, stochastic depth, a convolution that keeps variance. Legend: as in `vit.py`."""
 
 import torch
 import torch.nn.functional as F
@@ -25,3 +25,11 @@ def thin(change_BND: Tensor, drop: float, generator: torch.Generator | None) -> 
         raise ValueError("drop_path > 0 in training needs a generator")
     is_kept = torch.rand(len(change_BND), 1, 1, generator=generator, device=generator.device) < 1 - drop
     return change_BND * (is_kept / (1 - drop)).to(change_BND)
+
+
+class SteadyConv2d(nn.Conv2d):
+    """Begins with variance 1 / inputs (LeCun et al. 1998): at the usual 0.02 values fade to nothing through narrow layers."""
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        bound = (3 / (self.kernel_size[0] ** 2 * self.in_channels // self.groups)) ** 0.5
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)

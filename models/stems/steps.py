@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from models.layers import SteadyConv2d
 from models.norms import GlobalBatchNorm
 from models.stems.sensor import SensorStemConfig
 
@@ -24,20 +25,23 @@ class StepStemConfig(SensorStemConfig):
 
 
 class StepProjection(nn.Module):
-    """Pixels to tokens whose patches do not overlap."""
+    """Pixels to tokens whose patches do not overlap.
+
+    Values begin with a variance near 1, at which running statistics begin too: a short run's encoder is not blind.
+    """
 
     def __init__(self, num_bands: int, patch_px: int, width: int) -> None:
         super().__init__()
         first, second, third = factors(patch_px)
         narrow = width // 4
         self.layers = nn.Sequential(
-            nn.Conv2d(num_bands, narrow, first, first),
+            SteadyConv2d(num_bands, narrow, first, first),
             GlobalBatchNorm(narrow),
             nn.GELU(),
-            nn.Conv2d(narrow, narrow, second, second),
+            SteadyConv2d(narrow, narrow, second, second),
             GlobalBatchNorm(narrow),
             nn.GELU(),
-            nn.Conv2d(narrow, width, third, third),
+            SteadyConv2d(narrow, width, third, third),
             GlobalBatchNorm(width),
         )
 

@@ -55,3 +55,9 @@ def test_other_bands_are_refused(make_config: MakeConfig, specs: Specs) -> None:
     encoder = Encoder(replace(make_config(specs["optical"]), stem=StepStemConfig()))
     with pytest.raises(InputError, match="serves the bands it was trained on"):
         encoder.extended(specs["optical"].select(["nir"]))
+
+
+def test_it_is_not_blind_before_its_statistics_are_learnt(generator: torch.Generator) -> None:
+    stem = StepProjection(12, 16, 32).eval()
+    initialise(stem, generator)
+    assert 0.1 < stem(torch.randn(4, 12, 64, 64, generator=generator)).std() < 2
