@@ -82,10 +82,6 @@ class Seco(nn.Module):
         loss = objective + self.config.balance_weight * balance
         return {"loss": loss, f"objective/{asking[0]}": objective.detach(), "balance": balance.detach()}
 
-    def compared(self, pooled_BD: Tensor) -> Tensor:
-        """Return what the loss compares of embeddings, all sub-spaces beside one another (B, D'), for health to look at."""
-        return torch.cat([head(pooled_BD) for head in self.heads], 1)
-
     def after_step(self, step: int, num_steps: int) -> None:
         """Move the key encoder and its heads, and let the step's positive keys join the queues."""
         self.keys.update(self._online(), self.config.momentum)
