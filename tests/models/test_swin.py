@@ -42,13 +42,19 @@ def test_window_attention_equals_pairs(generator: torch.Generator) -> None:
             torch.testing.assert_close(output[sample], naive_attention(module, x[sample], side, 3))
 
 
+def through(block: Block, x_BYXD: torch.Tensor) -> torch.Tensor:
+    """Return what the block makes of a grid of tokens."""
+    grid = (x_BYXD.shape[1], x_BYXD.shape[2])
+    return block(x_BYXD.flatten(1, 2), grid, block.layout(grid, CPU))[0].unflatten(1, grid)
+
+
 def reached(grid: tuple[int, int], window: int, index: int, source: tuple[int, int], generator: torch.Generator) -> set:
     """Tokens whose output changes with the token at `source`."""
     block = lively(Block(SwinConfig(8, (2,), (2,), window), 0, index, 0.0), generator)
     x = torch.randn(1, *grid, 8, generator=generator)
     other = x.clone()
     other[0, source[0], source[1]] += torch.randn(8, generator=generator)  # LayerNorm would not see a constant
-    before, after = (block(t.flatten(1, 2), grid)[0].unflatten(1, grid) for t in (x, other))
+    before, after = (through(block, t) for t in (x, other))
     return {(int(y), int(x)) for _, y, x in (before != after).any(-1).nonzero()}
 
 
@@ -81,9 +87,7 @@ def test_padding_does_not_show(generator: torch.Generator) -> None:
     """Each padded window alone gives what it gives in the grid: padding takes no attention."""
     block = lively(Block(SwinConfig(8, (2,), (2,), 4), 0, 0, 0.0), generator)
     x = torch.randn(1, 6, 4, 8, generator=generator)
-    whole = block(x.flatten(1, 2), (6, 4))[0].unflatten(1, (6, 4))
-    part = block(x[:, 4:].flatten(1, 2), (2, 4))[0].unflatten(1, (2, 4))
-    torch.testing.assert_close(whole[:, 4:], part)
+    torch.testing.assert_close(through(block, x)[:, 4:], through(block, x[:, 4:]))
 
 
 def test_layout_made_in_inference_mode_serves_training() -> None:
