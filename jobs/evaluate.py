@@ -62,7 +62,7 @@ def evaluate(
     if task not in archive.labels:
         known = ", ".join(sorted(archive.labels)) or "none"
         raise InputError(f"task '{task}' is no label of archive '{archive.url}' (labels: {known}); coregister it with --labels")
-    encoders = {_title(m, i): ModelFeatures(m.path("model")) for i, m in enumerate(models)}
+    encoders = {title: ModelFeatures(m.path("model")) for title, m in zip(_titles(models), models)}
     first = next(iter(encoders.values())).load()
     catalog = archive.catalog()
     label = archive.labels[task]
@@ -88,9 +88,16 @@ def evaluate(
     return run.finish({**inputs, "metric": metric, "table": table, "notes": _notes(table, metric)})
 
 
-def _title(model: Run, index: int) -> str:
-    job = storage.read_json(model.path("config.json"))["job"]
-    return {"pretrain": "pretrained", "distill": "student"}.get(job, job) + (f" {index}" if index > 1 else "")
+def _titles(models: list[Run]) -> list[str]:
+    """Return a name for each model: pretrained or student; a further one of a kind with its recipe, and numbered if need be."""
+    titles: list[str] = []
+    for model in models:
+        config = storage.read_json(model.path("config.json"))
+        kind = {"pretrain": "pretrained", "distill": "student"}.get(config["job"], config["job"])
+        title = kind if kind not in titles else f"{kind} {config['inputs']['recipe']}"
+        count = sum(known.split(" #")[0] == title for known in titles)
+        titles.append(f"{title} #{count + 1}" if count else title)
+    return titles
 
 
 def _views(catalog: pd.DataFrame, task: str, label: Label, encoder: Encoder, config: EvaluateConfig) -> list[View]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.config import hint
 from models.errors import InputError
+from models.initialise import STD
 from models.positions import sincos_1d
 from models.sensor import SensorSpec
 from models.stems.generated import GeneratedHead, GeneratedStem, Kernels
@@ -100,27 +101,50 @@ class BandCodes(nn.Module):
         self.second = nn.Linear(2 * config.code_width, config.code_width)
         self.norm = nn.LayerNorm(config.code_width)
 
+    def draw(self, generator: torch.Generator | None) -> None:
+        for layer in (self.first, self.second):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+
     def forward(self, spec: SensorSpec) -> Tensor:
         """Return (C, K) in the parameters' dtype."""
         facts = describe(spec, self.config.facts).to(self.first.weight)
         return self.norm(self.second(F.gelu(self.first(facts))))
 
 
+class Generator(nn.Module):
+    """A linear map of a band's code whose outputs begin and move as parameters of their own would.
+
+    An optimiser that moves every weight by the learning rate moves an output, a sum over K of them, K times as far: all bands
+    then move together and what tells them apart is lost (the probe fell from 0.72 to 0.47 in 300 steps). So outputs are
+    divided by K, and weights begin larger by the square root of K than the outputs are to be.
+    """
+
+    def __init__(self, code_width: int, num_outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(code_width, num_outputs, bias=False)
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        nn.init.normal_(self.linear.weight, std=STD * self.linear.in_features**0.5, generator=generator)
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Return (..., num_outputs) float32 of codes (..., K)."""
+        return self.linear(code).float() / self.linear.in_features
+
+
 class SpectralStem(GeneratedStem):
-    """Kernels by one linear map of a band's code, the bias by one of the mean code."""
+    """Kernels generated from a band's code, the bias from the mean code."""
 
     def __init__(self, config: SpectralStemConfig, token_size_m: float, width: int) -> None:
         super().__init__(token_size_m, width, has_norm=True)
-        self.side, self.scale = config.kernel_px, config.code_width**-0.5
+        self.side = config.kernel_px
         self.codes = BandCodes(config)
-        self.to_weights = nn.Linear(config.code_width, self.side**2 * width)
-        self.to_bias = nn.Linear(config.code_width, width)
+        self.to_weights = Generator(config.code_width, self.side**2 * width)
+        self.to_bias = Generator(config.code_width, width)
 
     def kernels(self, spec: SensorSpec) -> Kernels:
         code_CK = self.codes(spec)
-        # Kernels have the spread of any other first layer's, whatever the width of a code.
-        weights = self.to_weights(code_CK).float() * self.scale
-        return Kernels(weights.view(spec.num_bands, self.side, self.side, -1), self.to_bias(code_CK.mean(0)).float())
+        weights = self.to_weights(code_CK).view(spec.num_bands, self.side, self.side, -1)
+        return Kernels(weights, self.to_bias(code_CK.mean(0)))
 
 
 class SpectralHead(GeneratedHead):
@@ -128,16 +152,16 @@ class SpectralHead(GeneratedHead):
 
     def __init__(self, config: SpectralStemConfig, token_size_m: float, width: int) -> None:
         super().__init__(token_size_m)
-        self.side, self.scale = config.kernel_px, config.code_width**-0.5
+        self.side = config.kernel_px
         self.codes = BandCodes(config)
-        self.to_weights = nn.Linear(config.code_width, self.side**2 * width)
-        self.to_bias = nn.Linear(config.code_width, 1)
-        self.to_token = nn.Linear(config.code_width, width)
+        self.to_weights = Generator(config.code_width, self.side**2 * width)
+        self.to_bias = Generator(config.code_width, 1)
+        self.to_token = Generator(config.code_width, width)
 
     def kernels(self, spec: SensorSpec) -> Kernels:
         code_CK = self.codes(spec)
-        weights = self.to_weights(code_CK).float() * self.scale
-        return Kernels(weights.view(spec.num_bands, self.side, self.side, -1), self.to_bias(code_CK).float().flatten())
+        weights = self.to_weights(code_CK).view(spec.num_bands, self.side, self.side, -1)
+        return Kernels(weights, self.to_bias(code_CK).flatten())
 
     def token(self, spec: SensorSpec) -> Tensor:
         return self.to_token(self.codes(spec).mean(0))
