@@ -9,6 +9,7 @@ from jobs.recipes.schedules import published
 from models.moe import MoEConfig
 from models.objectives.loom import Loom, LoomConfig, loom_encoder
 from models.sensor import SensorSpec
+from models.stems.spectral import SpectralStemConfig
 from models.vit import VitConfig, vit_size
 from pipeline.views import CrossSensor
 
@@ -22,9 +23,11 @@ class LoomRecipe(AutoencoderRecipe):
     normalise_patches: bool = False
     cross_sensor_probability: float = 0.5
     site_weight: float = 1.0
+    kernel_px: int = 4
+    """Side of the generated kernels, best that of a token in pixels of most sensors."""
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Loom:
-        encoder = loom_encoder(self.backbone, self.token_size_m, sensors)
+        encoder = loom_encoder(self.backbone, self.token_size_m, sensors, SpectralStemConfig(kernel_px=self.kernel_px))
         config = LoomConfig(
             self.decoder,
             self.mask_ratio,
@@ -64,4 +67,4 @@ def loom_large() -> LoomRecipe:
 def _size(size: str) -> LoomRecipe:
     backbone = replace(vit_size(size), moe=MoEConfig())
     train = published(images=1_000_000, epochs=400, batch=2048, warmup_epochs=20, rate=1.5e-4 * 8, view=CrossSensor())
-    return LoomRecipe(backbone, token_size_m=160.0, train=train)
+    return LoomRecipe(backbone, token_size_m=160.0, kernel_px=16, train=train)

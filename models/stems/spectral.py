@@ -29,17 +29,24 @@ SENSING = ("passive", "active")
 LIGHT_NM_GHZ = 299_792_458.0
 """Wavelength in nm times frequency in GHz."""
 NUM_FACTS = 3 * 33 + len(SENSING) + len(QUANTITIES) + 4
+WEIGHT_OF_KIND = 4.0
+"""What stands for 'is of this kind': as long as the 16 sines and cosines of a number, so that VV is as far from VH as a
+wavelength from another."""
 LOG_STEP = 0.01
 """One position of the sines and cosines is this difference of decimal logarithms: 2.3 %."""
 
 
 @dataclass(frozen=True)
 class SpectralStemConfig(StemConfig):
-    """facts: what describes a band; fewer make the controls of an ablation. Kernels are made on kernel_px^2 places of a token."""
+    """facts: what describes a band; fewer make the controls of an ablation. Kernels are made on kernel_px^2 places of a token.
+
+    Without a norm a token keeps how bright it is; with one, `loom` reconstructed worse (0.896 against 0.838 after 150 steps).
+    """
 
     kind: str = "spectral"
     code_width: int = 128
     kernel_px: int = 8
+    has_norm: bool = False
     facts: tuple[Fact, ...] = FACTS
 
     def build(self, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> "SpectralStem":
@@ -88,7 +95,7 @@ def _logarithm(value: float | None) -> Tensor:
 
 
 def _one_of(value: str, known: Sequence[str]) -> Tensor:
-    return torch.tensor([float(value == name) for name in known])
+    return torch.tensor([WEIGHT_OF_KIND * (value == name) for name in known])
 
 
 class BandCodes(nn.Module):
@@ -135,7 +142,7 @@ class SpectralStem(GeneratedStem):
     """Kernels generated from a band's code, the bias from the mean code."""
 
     def __init__(self, config: SpectralStemConfig, token_size_m: float, width: int) -> None:
-        super().__init__(token_size_m, width, has_norm=True)
+        super().__init__(token_size_m, width, config.has_norm)
         self.side = config.kernel_px
         self.codes = BandCodes(config)
         self.to_weights = Generator(config.code_width, self.side**2 * width)
