@@ -32,6 +32,7 @@ NUM_FACTS = 3 * 33 + len(SENSING) + len(QUANTITIES) + 4
 WEIGHT_OF_KIND = 4.0
 """What stands for 'is of this kind': as long as the 16 sines and cosines of a number, so that VV is as far from VH as a
 wavelength from another."""
+STEEPNESS = 3.0
 LOG_STEP = 0.01
 """One position of the sines and cosines is this difference of decimal logarithms: 2.3 %."""
 
@@ -99,7 +100,11 @@ def _one_of(value: str, known: Sequence[str]) -> Tensor:
 
 
 class BandCodes(nn.Module):
-    """A two-layer network from a band's description to its code, of unit variance."""
+    """A network from a band's description to its code, of unit variance: a layer of sines (Sitzmann et al. 2020), a linear one.
+
+    Sines of STEEPNESS make codes of different bands nearly independent at first, as weights of their own would be; with a
+    gentler layer a stem saw little but the sum of all bands.
+    """
 
     def __init__(self, config: SpectralStemConfig) -> None:
         super().__init__()
@@ -109,13 +114,15 @@ class BandCodes(nn.Module):
         self.norm = nn.LayerNorm(config.code_width)
 
     def draw(self, generator: torch.Generator | None) -> None:
-        for layer in (self.first, self.second):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+        for layer, gain in ((self.first, STEEPNESS), (self.second, 1.0)):
+            nn.init.normal_(layer.weight, std=gain * layer.in_features**-0.5, generator=generator)
 
     def forward(self, spec: SensorSpec) -> Tensor:
         """Return (C, K) in the parameters' dtype."""
-        facts = describe(spec, self.config.facts).to(self.first.weight)
-        return self.norm(self.second(F.gelu(self.first(facts))))
+        facts = describe(spec, self.config.facts).to(self.first.weight.device)
+        # A phase of many turns in bf16 would be noise.
+        phase = F.linear(facts, self.first.weight.float(), self.first.bias.float())
+        return self.norm(self.second(phase.sin().to(self.second.weight.dtype)))
 
 
 class Generator(nn.Module):
