@@ -41,13 +41,14 @@ LOG_STEP = 0.01
 class SpectralStemConfig(StemConfig):
     """facts: what describes a band; fewer make the controls of an ablation. Kernels are made on kernel_px^2 places of a token.
 
-    Without a norm a token keeps how bright it is; with one, `loom` reconstructed worse (0.896 against 0.838 after 150 steps).
+    With a norm after it the radar's probe was better after 150 small steps of `loom` (0.46 against 0.36), without it that of
+    Sentinel-2 (0.67 against 0.66).
     """
 
     kind: str = "spectral"
     code_width: int = 128
     kernel_px: int = 8
-    has_norm: bool = False
+    has_norm: bool = True
     facts: tuple[Fact, ...] = FACTS
 
     def build(self, sensors: Sequence[SensorSpec], token_size_m: float, width: int) -> "SpectralStem":
