@@ -160,13 +160,14 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             pairs = ((to_batch(m), _generator(config.seed, step, m.lane)) for m in micro_batches)
             terms = engine.step(step, pairs)
             elapsed = time.perf_counter() - before
+            found: dict[str, Any] = {}
             if watch.is_due(step):
-                terms |= watch.look(step, to_batch(micro_batches[0]), _generator(config.seed, step, micro_batches[0].lane))
+                found = watch.look(step, to_batch(micro_batches[0]), _generator(config.seed, step, micro_batches[0].lane))
             if recorder:
                 sensor_set = "+".join(plan.sets[micro_batches[0].step.sensor_set].sensor_set)
                 rate = config.lanes * config.batch_size / elapsed
-                recorder.record(step, sensor_set, terms, {"samples_per_second": rate, "data_wait_share": waited / elapsed})
-            watch.diagnose(step, terms)
+                recorder.record(step, sensor_set, terms | found, {"samples_per_second": rate, "data_wait_share": waited / elapsed})
+            watch.diagnose(step, found)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.num_steps:
                 if recorder:
                     recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
