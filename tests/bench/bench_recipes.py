@@ -33,6 +33,8 @@ TASK, PROBED = "landcover", "sentinel2_l2a"
 """The label, and the sensor that is probed; the first of the encoder's where it has no such sensor."""
 NEEDS_TEACHER = {"gfm_tiny": "mae_tiny"}
 """Recipes that are given another one's run."""
+TERMS = ("mse", "l1", "objective", "low")
+"""Of terms called <kind>/<sensor> those that say whose loss a step's is."""
 FEWEST_STEPS = 3
 """A tenth of a sensor set's steps is at least these."""
 OUT = Path("docs")
@@ -92,12 +94,16 @@ def kill_after_first_checkpoint(arguments: list[str], folder: Path) -> int:
 
 
 def losses(folder: Path) -> dict[str, list[float]]:
-    """Return for each sensor set the mean loss of the first and of the last tenth of its steps."""
-    by_set: dict[str, list[float]] = {}
+    """Return the mean loss of the first and of the last tenth of the steps of each sensor, where sensors of a set take turns.
+
+    A step's sensor is the one that its terms name; losses of different sensors are not on one scale.
+    """
+    by_sensor: dict[str, list[float]] = {}
     for record in records(folder, "metrics.jsonl"):
-        by_set.setdefault(record["sensor_set"], []).append(record["loss"])
+        named = [name.partition("/")[2] for name in record if name.partition("/")[0] in TERMS]
+        by_sensor.setdefault(named[0] if len(named) == 1 else record["sensor_set"], []).append(record["loss"])
     found = {}
-    for name, values in by_set.items():
+    for name, values in by_sensor.items():
         count = max(FEWEST_STEPS, len(values) // 10)
         found[name] = [mean(values[:count]), mean(values[-count:])]
     return found
@@ -169,7 +175,7 @@ that shows whether a recipe learns, not how well.
 
 - seconds: the command from start to end; in training: between the workers' first step and the last checkpoint.
 - memory: of the training workers together, MiB, at its peak, without what they share.
-- loss: mean of the first and of the last tenth of the steps (at least {FEWEST_STEPS}), for each sensor set.
+- loss: mean of the first and of the last tenth of the steps (at least {FEWEST_STEPS}), for each sensor, or set of sensors.
 - std, rank: of the embeddings, at the end, the lowest sensor's; a run that falls under {MIN_STD:g} and {MIN_RANK:g} is ended. Head std: of
   what the loss compares, ended under {MIN_HEAD_SHARE:g} of the embeddings'.
 - probe: {TASK} from {PROBED}, linear, mean ± standard deviation over 3 seeds; beside it the same encoder before training.
