@@ -42,7 +42,7 @@ def prithvi() -> PrithviRecipe:
 def prithvi_tiny() -> PrithviRecipe:
     """`prithvi` in about a minute on two CPU cores."""
     recipe = tiny_autoencoder(prithvi())
-    return replace(recipe, train=replace(recipe.train, batch_size=8))
+    return replace(recipe, train=replace(recipe.train, batch_size=8, num_steps=80))
 
 
 def prithvi_v2() -> PrithviRecipe:
@@ -53,7 +53,7 @@ def prithvi_v2() -> PrithviRecipe:
 def prithvi_v2_tiny() -> PrithviRecipe:
     """`prithvi_v2` in about a minute on two CPU cores."""
     recipe = tiny_autoencoder(prithvi_v2())
-    return replace(recipe, train=replace(recipe.train, batch_size=8))
+    return replace(recipe, train=replace(recipe.train, batch_size=8, num_steps=80))
 
 
 def prithvi_100m() -> PrithviRecipe:

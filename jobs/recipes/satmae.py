@@ -69,7 +69,7 @@ def satmae_temporal() -> SatmaeTemporalRecipe:
 def satmae_temporal_tiny() -> SatmaeTemporalRecipe:
     """`satmae_temporal` in about a minute on two CPU cores."""
     recipe = tiny_autoencoder(satmae_temporal(), time_width=12, decoder_time_width=12)
-    return replace(recipe, train=replace(recipe.train, batch_size=8))
+    return replace(recipe, train=replace(recipe.train, batch_size=8, num_steps=80))
 
 
 def satmae_temporal_large() -> SatmaeTemporalRecipe:
