@@ -47,7 +47,10 @@ def dofa_base() -> DofaRecipe:
 
 
 def dofa_large() -> DofaRecipe:
-    """The published ViT-L: batch 192, rate 1e-4 for 256 images, 120 epochs; the number of steps is that of 400 000 images."""
+    """The published ViT-L: batch 192, rate 1e-4 for 256 images, 120 epochs.
+
+    Assumed: 400 000 images an epoch, 10 epochs of warm-up.
+    """
     return _published("large")
 
 

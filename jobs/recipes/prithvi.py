@@ -59,18 +59,18 @@ def prithvi_v2_tiny() -> PrithviRecipe:
 def prithvi_100m() -> PrithviRecipe:
     """The published version 1: ViT-B/16, three dates of 224 px of 30 m, decoder of 8 blocks of 512.
 
-    The paper's schedule is given in steps of its own; here 800 epochs as MAE's, of the samples of version 2.
+    The schedule is assumed: MAE's rate and batch, 400 epochs of the samples of version 2, 20 of them warm-up.
     """
     return _published(vit_size("base"), 16, 3, has_metadata=False)
 
 
 def prithvi_v2_300m() -> PrithviRecipe:
-    """The published ViT-L/16 with four dates, time and location."""
+    """The published ViT-L/16 with four dates, time and location; schedule as `prithvi_100m`."""
     return _published(vit_size("large"), 16, 4, has_metadata=True)
 
 
 def prithvi_v2_600m() -> PrithviRecipe:
-    """The published ViT-H/14 with four dates, time and location."""
+    """The published ViT-H/14 with four dates, time and location; schedule as `prithvi_100m`."""
     return _published(vit_size("huge"), 14, 4, has_metadata=True)
 
 

@@ -23,7 +23,7 @@ from models.vit import vit_size
 from pipeline.views import DateStack, Single
 
 KIND = "pretrain"
-FMOW_SENTINEL, FMOW_RGB_PLACES = 712_874, 363_571
+FMOW_SENTINEL, FMOW_RGB = 712_874, 363_571
 """Training images of fMoW-Sentinel and of fMoW-RGB."""
 
 
@@ -73,10 +73,11 @@ def satmae_temporal_tiny() -> SatmaeTemporalRecipe:
 
 
 def satmae_temporal_large() -> SatmaeTemporalRecipe:
-    """The published ViT-L/16 at 224 px with three dates: batch 1024, rate 1.5e-4 for 256 images, 100 epochs of fMoW-RGB."""
-    train = published(
-        images=FMOW_RGB_PLACES, epochs=100, batch=1024, warmup_epochs=20, rate=1.5e-4 * 4, view=DateStack(num_dates=3)
-    )
+    """The published ViT-L/16 at 224 px with three dates: batch 1024, rate 1.5e-4 for 256 images.
+
+    Assumed: 100 epochs of fMoW-RGB, 20 of them warm-up.
+    """
+    train = published(images=FMOW_RGB, epochs=100, batch=1024, warmup_epochs=20, rate=1.5e-4 * 4, view=DateStack(num_dates=3))
     return SatmaeTemporalRecipe(vit_size("large"), token_size_m=160.0, train=train)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.encoder import EncoderConfig
-from models.masking import consistent_groups, independent_groups
+from models.masking import consistent_groups
 from models.objectives.autoencoder import AutoencoderConfig
 from models.objectives.mae import Mae
 from models.position_embedding import PositionConfig
@@ -68,8 +68,10 @@ class Satmae(Mae):
     """
 
     def hide(self, seen: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        if self.config.masking == "independent":
+            return super().hide(seen, generator)
         (is_seen,) = seen
         batch, times, groups, rows, columns = is_seen.shape
-        draw = consistent_groups if self.config.masking == "consistent" else independent_groups
         valid = is_seen.reshape(batch, times * groups, rows * columns)
-        return [draw(batch, times * groups, rows * columns, self.config.mask_ratio, generator, valid).view_as(is_seen)]
+        hidden = consistent_groups(batch, times * groups, rows * columns, self.config.mask_ratio, generator, valid)
+        return [hidden.view_as(is_seen)]
