@@ -9,6 +9,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -355,10 +356,13 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
+    is_output = arguments[0] == "submit" or not {"-h", "--help"}.isdisjoint(arguments)  # what a job itself prints
     try:
         if arguments[0] not in JOBS:
             raise InputError(f"job '{arguments[0]}' is unknown (known: {', '.join(JOBS)}); see terraloom --help")
-        summary = JOBS[arguments[0]](arguments[1:])
+        # A job's output is its summary: Ray prints notices about its cluster to standard output, at any moment.
+        with nullcontext() if is_output else redirect_stdout(sys.stderr):
+            summary = JOBS[arguments[0]](arguments[1:])
     except (InputError, ModelInputError) as error:
         print(f"terraloom: {_first_cause(error)}", file=sys.stderr)
         raise SystemExit(2) from None
