@@ -13,6 +13,7 @@ from models.encoder import Encoder
 from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.archive import open_archive
+from pipeline.errors import InputError
 
 
 def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_url: str) -> dict[str, Any]:
@@ -48,6 +49,18 @@ def load_encoder(model_url: str) -> Encoder:
     """Load an encoder from a local or `s3://` model folder."""
     with storage.local_copy(model_url) as folder, torch.device("cpu"):  # whatever device a model is being built on
         return Encoder.load(folder)
+
+
+def model_folder(teacher: str) -> str:
+    """Return the model folder of a finished run, or of its model, local or `s3://`; raise InputError without a model."""
+    url = storage.absolute(teacher)
+    for model in (storage.join(url, "model"), url):
+        if storage.exists(storage.join(model, "model.safetensors")):
+            return model
+    raise InputError(
+        f"teacher '{url}' holds no model (neither model/model.safetensors nor model.safetensors); "
+        f"give the folder of a finished run or of its model"
+    )
 
 
 def _build(recipe: Any, teacher_url: str, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> nn.Module:

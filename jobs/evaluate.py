@@ -19,10 +19,12 @@ from cluster.scratch import ScratchConfig, train_from_scratch
 from jobs.archives import TASK_CPUS
 from jobs.probes import METRICS, Samples, knn_probe, linear_probe, score
 from jobs.progress import gather
-from models.encoder import Encoder
+from models.encoder import Encoder, EncoderConfig
 from pipeline import storage
 from pipeline.archive import Archive, Label, open_archive
 from pipeline.errors import InputError
+
+RANDOM = "random initialisation"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def evaluate(
     if finished := run.begin(config, inputs):
         return finished
     makers: dict[str, list[FeatureMaker]] = {title: [maker] for title, maker in encoders.items()}
-    makers["random initialisation"] = [RandomFeatures(first.config, seed) for seed in range(config.seeds)]
+    makers |= _untrained({title: maker.load().config for title, maker in encoders.items()}, config.seeds)
     makers["image statistics"] = [ImageStatistics()]
     table = _probe_all(archive, catalog, views, makers, label, config)
     if config.scratch_steps:
@@ -86,6 +88,19 @@ def evaluate(
     metric = METRICS[label.kind]
     table.sort(key=lambda row: (row["sensors"], row["method"], -row["mean"]))
     return run.finish({**inputs, "metric": metric, "table": table, "notes": _notes(table, metric)})
+
+
+def random_title(title: str) -> str:
+    """Return what the encoder of a further model is called as it was before training; that of the first is RANDOM."""
+    return f"{RANDOM} ({title})"
+
+
+def _untrained(encoders: dict[str, EncoderConfig], seeds: int) -> dict[str, list[FeatureMaker]]:
+    """Return each different encoder as it was before training."""
+    found: dict[EncoderConfig, str] = {}
+    for title, config in encoders.items():
+        found.setdefault(config, random_title(title) if found else RANDOM)
+    return {title: [RandomFeatures(config, seed) for seed in range(seeds)] for config, title in found.items()}
 
 
 def _titles(models: list[Run]) -> list[str]:
@@ -243,7 +258,7 @@ def _notes(table: list[dict[str, Any]], metric: str) -> list[str]:
         if "pretrained" not in best:
             continue
         own = best["pretrained"]["mean"]
-        for other in ("random initialisation", "image statistics"):
+        for other in (RANDOM, "image statistics"):
             gain = own - best[other]["mean"]
             word = "beats" if gain > 0 else "does not beat"
             notes.append(f"{sensors}: pretrained {word} {other} by {gain:+.3f} {metric} (linear probe)")

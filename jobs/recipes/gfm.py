@@ -5,11 +5,10 @@ from typing import Self
 
 import torch
 
-from jobs.distill import load_encoder
+from jobs.distill import load_encoder, model_folder
 from jobs.recipes.masked_images import SWIN_BASE, MaskedImageRecipe, as_published, tiny_image, two_cores
 from models.objectives.gfm import Gfm, GfmConfig
 from models.sensor import SensorSpec
-from pipeline import storage
 from pipeline.errors import InputError
 
 KIND = "pretrain"
@@ -27,14 +26,7 @@ class GfmRecipe(MaskedImageRecipe):
         """Return the recipe with its teacher's model folder, the same for every worker, or raise InputError without one."""
         if not self.teacher:
             raise InputError("gfm has no teacher, expected the folder of a finished run or of its model; give --teacher RUN")
-        url = storage.absolute(self.teacher)
-        for model in (storage.join(url, "model"), url):
-            if storage.exists(storage.join(model, "model.safetensors")):
-                return replace(self, teacher=model)
-        raise InputError(
-            f"teacher '{url}' holds no model (neither model/model.safetensors nor model.safetensors); "
-            f"give the folder of a finished run or of its model"
-        )
+        return replace(self, teacher=model_folder(self.teacher))
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator | None) -> Gfm:
         config = GfmConfig(self.encoder(sensors), self.mask_ratio, self.mask_block_m, teacher_weight=self.teacher_weight)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.batch import Batch
+from models.batch import Batch, Tiles
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.initialise import initialise
@@ -46,11 +46,12 @@ class AutoencoderConfig:
 class Given:
     """One sensor's part of a batch before it is encoded.
 
+    tiles as they came; pixels (B*T, C, Y, X) in network units and the level taken off; grid of the tokens.
     is_seen, is_hidden (B, T, G, y, x): observed, and taken from the encoder (what is not observed is, too).
-    pixels (B*T, C, Y, X) in network units and the level taken off; grid of the tokens.
     """
 
     spec: SensorSpec
+    tiles: Tiles
     pixels: Tensor
     level: Tensor
     grid: TokenGrid
@@ -153,7 +154,7 @@ class MaskedAutoencoder(nn.Module):
                 days, where = days.reshape(-1, 1), where.repeat_interleave(days.shape[1], 0)
             times, groups, rows, columns = is_seen.shape[1:]
             grid = TokenGrid(times, groups, rows, columns, days, where)
-            made.append(Given(spec, pixels, level, grid, is_seen, is_hidden))
+            made.append(Given(spec, tiles, pixels, level, grid, is_seen, is_hidden))
         return made
 
     def _by_sample(self, is_seen: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:

@@ -97,7 +97,7 @@ class ScaleMae(Mae):
         half, share = average(target, is_valid, (rows * patch, columns * patch))
         where = batch.lonlat.repeat_interleave(tiles.time_days.shape[1], 0)
         grid = TokenGrid(1, 1, rows, columns, tiles.time_days.reshape(-1, 1), where, 2 * share_B)
-        return [Halved(spec, half, level, grid, is_seen, is_hidden, target, is_valid, share >= 0.5)]
+        return [Halved(spec, tiles, half, level, grid, is_seen, is_hidden, target, is_valid, share >= 0.5)]
 
     def _windows(self, tiles: Tiles, generator: torch.Generator) -> tuple[Tiles, Tensor]:
         """Return a square window of each tile enlarged to its size, and its share (B,) of the tile's side; all in evaluation."""

@@ -10,7 +10,7 @@ from models.batch import Batch
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.objectives.autoencoder import MaskedAutoencoder
-from models.objectives.dofa import Dofa, DofaConfig, dofa_encoder
+from models.objectives.dofa import Dofa, DofaConfig, TaughtDofa, dofa_encoder
 from models.objectives.loom import Loom, LoomConfig, loom_encoder
 from models.objectives.mae import Mae, MaeConfig
 from models.objectives.prithvi import V1, V2, Prithvi, PrithviConfig, prithvi_encoder
@@ -65,6 +65,12 @@ def objectives() -> dict[str, MaskedAutoencoder]:
         "prithvi": Prithvi(prithvi_encoder(VIT, 20.0, BOTH), PrithviConfig(DECODER, positions=V1), seeded()),
         "prithvi_v2": Prithvi(prithvi_encoder(VIT, 20.0, BOTH, V2), PrithviConfig(DECODER, positions=V2), seeded()),
         "dofa": Dofa(dofa_encoder(VIT, 20.0, BOTH, DofaStemConfig(kernel_px=2, padding_px=0)), DofaConfig(DECODER), seeded()),
+        "dofa_taught": TaughtDofa(
+            dofa_encoder(VIT, 20.0, BOTH, DofaStemConfig(kernel_px=2, padding_px=0)),
+            DofaConfig(DECODER),
+            Encoder(EncoderConfig(replace(VIT, embed_dim=16), 20.0, BOTH), seeded(1)),
+            seeded(),
+        ),
         "loom": Loom(loom_encoder(VIT, 20.0, BOTH), LoomConfig(DECODER), seeded()),
     }
     return made
@@ -365,6 +371,22 @@ def test_dofa_sizes(size: str, millions: float) -> None:
     with torch.device("meta"):
         encoder = Encoder(dofa_encoder(vit_size(size), 16.0, (published_rgb(3),)))
     assert encoder.num_parameters / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_dofa_is_drawn_to_a_teacher_that_sees_everything(batch: Batch) -> None:
+    model = objectives()["dofa_taught"].eval()
+    assert isinstance(model, TaughtDofa)
+    assert not [key for key, _ in model.named_parameters() if "teacher" in key and "to_teacher" not in key]
+    terms = model(batch, seeded())
+    _, encoded, _ = model.predict(batch, seeded())
+    seen = [tokens[is_key].mean(0) for tokens, is_key in zip(encoded.maps[-1], encoded.is_key)]
+    wanted = model.teacher.pooled(batch.tiles["optical"], "optical")[0]
+    cosines = [
+        torch.cosine_similarity(model.to_teacher(own), other, dim=0) if is_present else torch.zeros(())
+        for own, other, is_present in zip(seen, wanted, batch.tiles["optical"].is_present.flatten())
+    ]
+    torch.testing.assert_close(terms["teacher"], -torch.stack(cosines).mean())
+    torch.testing.assert_close(terms["loss"], terms["mse/optical"] + terms["teacher"])
 
 
 def test_mae_takes_dates_as_samples(batch: Batch) -> None:
