@@ -5,6 +5,7 @@ from `positions.py`, tokens from `stems.py`, experts from `moe.py`; whoever call
 Legend: B batch, N tokens, P prefix tokens (class token and registers), h heads, D width.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,8 @@ from models.moe import MoEConfig, build_experts
 NORM_EPS = 1e-6
 NUM_TAPS = 4
 """Depths, evenly spaced and the last among them, whose outputs are returned."""
+FUSED_FROM = 300
+"""Tokens from which the CPU's fused attention kernel pays in bf16."""
 SIZES = {
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -98,11 +101,11 @@ class Attention(nn.Module):
 def attend(q_BhNd: Tensor, k_BhMd: Tensor, v_BhMd: Tensor, mask: Tensor | None) -> Tensor:
     """Return softmax(q k / sqrt(d)) v; `mask` is True where a key may be looked at.
 
-    On CPU by plain products: the fused kernel's bf16 backward is several times slower at these lengths (torch 2.13).
+    On CPU in bf16 by plain products while they are short, where the fused kernel's backward is slower (torch 2.13; 0.57 of the
+    speed at 129 tokens, 2.2 times at 513, and in float32 1.6 to 3 times at any length: tests/bench/bench_attention.py).
     """
-    if q_BhNd.is_cuda:
-        return F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd, attn_mask=mask)
-    with sdpa_kernel(SDPBackend.MATH):
+    is_short = q_BhNd.shape[-2] * k_BhMd.shape[-2] < FUSED_FROM**2
+    with sdpa_kernel(SDPBackend.MATH) if q_BhNd.is_cpu and q_BhNd.dtype == torch.bfloat16 and is_short else nullcontext():
         return F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd, attn_mask=mask)
 
 
