@@ -21,8 +21,9 @@ class LoomRecipe(AutoencoderRecipe):
     """All sensors of a site at once."""
 
     normalise_patches: bool = False
-    cross_sensor_probability: float = 0.5
+    cross_sensor_probability: float = 0.25
     site_weight: float = 1.0
+    contrast_weight: float = 0.3
     kernel_px: int = 4
     """Side of the generated kernels, best that of a token in pixels of most sensors."""
 
@@ -34,6 +35,7 @@ class LoomRecipe(AutoencoderRecipe):
             self.normalise_patches,
             cross_sensor_probability=self.cross_sensor_probability,
             site_weight=self.site_weight,
+            contrast_weight=self.contrast_weight,
         )
         return Loom(encoder, config, generator)
 

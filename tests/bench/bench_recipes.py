@@ -1,7 +1,7 @@
 """Every tiny recipe from the command line: does it learn, stay healthy, resume bit by bit, and what does it cost.
 
-`python -m tests.bench.bench_recipes ARCHIVE [--only mae_tiny,byol_tiny]`: for each recipe on one Ray cluster a whole run and a
-run that is killed after its first checkpoint and started again, then one probe of all (3 seeds). Writes docs/recipes.json,
+`python -m tests.bench.bench_recipes ARCHIVE [--only mae_tiny,byol_tiny]`: on one Ray cluster a whole run of each recipe, then
+one of each that is killed after its first checkpoint and started again, then a probe of all (3 seeds). Writes docs/recipes.json,
 which keeps what other recipes had, and the table docs/recipes.md made of it.
 """
 
@@ -39,6 +39,7 @@ TERMS = ("mse", "l1", "objective", "low")
 FEWEST_STEPS = 3
 """A tenth of a sensor set's steps is at least these."""
 OUT = Path("docs")
+PARTS = ("whole", "resumed", "probe")
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -119,21 +120,22 @@ def health(folder: Path) -> dict[str, float]:
     return found
 
 
-def bench(name: str, archive: str, work: Path) -> dict[str, Any]:
-    """Return all that the table says of one recipe but its probe."""
-    folder, again = (work / name / part for part in ("run", "killed"))
-    options: list[str] = []
+def options_of(name: str, archive: str, work: Path) -> list[str]:
+    """Return what the recipe needs besides an archive and a folder."""
     if teacher := NEEDS_TEACHER.get(name):
-        options = ["--teacher", str(work / teacher / "run")]
-        run("pretrain", teacher, archive, work / teacher / "run")
+        run("pretrain", teacher, archive, work / "teachers" / teacher)
+        return ["--teacher", str(work / "teachers" / teacher)]
+    return []
+
+
+def whole(name: str, archive: str, work: Path) -> dict[str, Any]:
+    """Run a recipe undisturbed; return what that costs and what it comes to."""
+    folder, options = work / name / "run", options_of(name, archive, work)
     begin = time.perf_counter()
     with peak_memory() as peak:
         run("pretrain", name, archive, folder, *options)
         seconds, memory = time.perf_counter() - begin, peak()
     times = {event["event"]: event["time"] for event in records(folder, "events.jsonl")}
-    killed_at = kill_after_first_checkpoint(["pretrain", name, archive, str(again), *options], again)
-    run("pretrain", name, archive, again, *options)
-    models = [(part / "model" / "model.safetensors").read_bytes() for part in (folder, again)]
     return {
         "parameters": Encoder.load(folder / "model").num_parameters,
         "seconds": seconds,
@@ -141,17 +143,25 @@ def bench(name: str, archive: str, work: Path) -> dict[str, Any]:
         "memory_mib": memory,
         "losses": losses(folder),
         "health": health(folder),
-        "killed_at": killed_at,
-        "resumed_exactly": models[0] == models[1],
     }
+
+
+def resumed(name: str, archive: str, work: Path) -> dict[str, Any]:
+    """Run a recipe, kill it, run it again; return whether that is the model of the whole run, bit by bit."""
+    folder = work / name / "killed"
+    arguments = ["pretrain", name, archive, str(folder), *options_of(name, archive, work)]
+    killed_at = kill_after_first_checkpoint(arguments, folder)
+    run(*arguments)
+    models = [(work / name / part / "model" / "model.safetensors").read_bytes() for part in ("run", "killed")]
+    return {"killed_at": killed_at, "resumed_exactly": models[0] == models[1]}
 
 
 def probe(names: list[str], work: Path) -> dict[str, dict[str, Any]]:
     """Return the mean and spread of each recipe's probe, and of its encoder's before training."""
-    runs = [str(work / name / "run") for name in names]
-    also = [word for run in runs[1:] for word in ("--also", run)]
+    first, *others = (work / name / "run" for name in names)
+    also = ["--also", *others] if others else []
     sensors = ["--sensors", PROBED, "--scratch-steps", "0", "--seeds", "3"]
-    summary = run("evaluate", TASK, runs[0], work / "scores", *also, *sensors)
+    summary = run("evaluate", TASK, first, work / "scores", *also, *sensors)
     found = {row["model"]: [row["mean"], row["spread"]] for row in summary["table"] if row["method"] == "linear"}
     titles = ["pretrained", *(f"pretrained {name}" for name in names[1:])]
     configs = [Encoder.load(work / name / "run" / "model").config for name in names]
@@ -166,7 +176,7 @@ def row(name: str, facts: dict[str, Any]) -> str:
     probes = ["{:.3f} ± {:.3f}".format(*facts[kind]) if kind in facts else "" for kind in ("probe", "random")]
     cells = [
         name, f"{facts['parameters'] / 1e3:.0f} k", f"{facts['seconds']:.0f}", f"{facts['training_seconds']:.0f}",
-        f"{facts['memory_mib']:.0f}", changes, *measured, *probes, "yes" if facts["resumed_exactly"] else "**no**",
+        f"{facts['memory_mib']:.0f}", changes, *measured, *probes, {True: "yes", False: "**no**", None: ""}[facts.get("resumed_exactly")],
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
@@ -195,6 +205,9 @@ def main() -> None:
     parser.add_argument("archive")
     parser.add_argument("--only", default="", help="names of recipes, with commas between; default: all tiny ones")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of recipes.md and recipes.json")
+    parser.add_argument(
+        "--parts", nargs="+", default=PARTS, choices=PARTS, help="what to do; later parts need earlier ones' --work"
+    )
     parser.add_argument("--work", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
     known = [name for name in recipes("pretrain") if name.endswith("_tiny")]
@@ -206,14 +219,18 @@ def main() -> None:
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     path = options.out / "recipes.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
-    for name in chosen:
-        begin = time.perf_counter()
-        found[name] = bench(name, options.archive, work)
+
+    def keep(facts: dict[str, dict[str, Any]]) -> None:
+        for name, more in facts.items():
+            found[name] = found.get(name, {}) | more
+            print(name, more, flush=True)
         path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
-        print(row(name, found[name]), f"{time.perf_counter() - begin:.0f} s", flush=True)
-    for name, scores in probe(chosen, work).items():
-        found[name] |= scores
-    path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+
+    for part in (whole, resumed):
+        for name in chosen if part.__name__ in options.parts else ():
+            keep({name: part(name, options.archive, work)})
+    if "probe" in options.parts:
+        keep(probe(chosen, work))
     rows = [row(name, facts) for name, facts in sorted(found.items())]
     (options.out / "recipes.md").write_text(HEAD + "\n".join(rows) + "\n")
     if options.work is None:

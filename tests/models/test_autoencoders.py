@@ -11,11 +11,12 @@ from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.objectives.autoencoder import MaskedAutoencoder
 from models.objectives.dofa import Dofa, DofaConfig, TaughtDofa, dofa_encoder
-from models.objectives.loom import Loom, LoomConfig, loom_encoder
+from models.objectives.loom import Loom, LoomConfig, agreement, loom_encoder
 from models.objectives.mae import Mae, MaeConfig
 from models.objectives.prithvi import V1, V2, Prithvi, PrithviConfig, prithvi_encoder
 from models.objectives.s2mae import S2mae, S2maeConfig, cube_encoder, cube_positions
 from models.objectives.satmae import Satmae, SatmaeConfig, group_encoder, temporal_encoder
+from models.objectives.simclr import nt_xent
 from models.patches import patchify
 from models.position_embedding import PositionConfig, PositionEmbedding, TokenGrid
 from models.positions import lonlat, prithvi_time, satmae_time, sincos_1d, sincos_2d, sincos_3d
@@ -116,8 +117,13 @@ def test_every_step_trains_what_it_uses_and_nothing_hidden_is_seen(name: str, ba
 
 @pytest.mark.parametrize("name", list(objectives()))
 def test_halves_make_the_whole(name: str, batch: Batch) -> None:
-    """The mean over ranks is the loss of the whole batch: with the same tokens hidden, halves average to the whole."""
+    """The mean over ranks is the loss of the whole batch: with the same tokens hidden, halves average to the whole.
+
+    What compares samples with one another is left out: `test_joint.py` has it on ranks.
+    """
     model = objectives()[name].eval()
+    if name == "loom":
+        model.config = replace(model.config, contrast_weight=0.0)
     hidden = model.hide
 
     def halves(part: slice) -> Batch:
@@ -289,6 +295,23 @@ def test_one_sensor_is_hidden_whole_from_some_samples(make_batch: Make) -> None:
         whole = torch.stack([part.is_hidden.flatten(1).all(1) for part in model.give(batch, seeded())], 1)
         assert low <= int(whole.any(1).sum()) <= high
         assert not whole.all(1).any()
+
+
+def test_sensors_of_a_site_are_to_find_each_other(make_batch: Make) -> None:
+    """Each sensor is encoded as if alone; a sample that lacks one of them is in no pair."""
+    batch, model = make_batch(*BOTH, num=6), objectives()["loom"].eval()
+    assert isinstance(model, Loom)
+    batch.tiles["radar"].is_present[2] = False
+    model.hide = lambda seen, generator: [torch.arange(64).view(1, 1, 1, 8, 8).expand_as(part) % 2 == 0 for part in seen]  # type: ignore[method-assign]
+    views = []
+    for name in ("optical", "radar"):
+        (given,) = model.give(replace(batch, tiles={name: batch.tiles[name]}), seeded())
+        views.append(model.projector(model.pooled(model.encode([given], seeded()).parts[0])))
+    both = torch.tensor([0, 1, 3, 4, 5])
+    terms = model(batch, seeded())
+    wanted = nt_xent(views[0][both], views[1][both], 0.1).detach()
+    torch.testing.assert_close(terms["contrast/optical+radar"], wanted, rtol=1e-4, atol=1e-5)
+    assert agreement(*views, torch.arange(6) == 1, 0.1).item() == 0
 
 
 def test_loom_with_a_stem_per_sensor_needs_its_tokens(make_batch: Make) -> None:

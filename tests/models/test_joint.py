@@ -55,7 +55,7 @@ def test_every_part_that_is_used_is_trained(name: str, alone: dict) -> None:
 def test_health_sees_what_the_loss_compares(name: str) -> None:
     objective = objectives()[name]
     pooled = objective.encoder.pooled(make_batch(0).tiles["optical"], "optical")[0].bfloat16()
-    assert objective.compared(pooled).shape[1] == {"seco": 18, "dino": 10}.get(name, 6)
+    assert objective.compared(pooled).shape[1] == {"seco": 18, "dino": 10, "loom": 128}.get(name, 6)
 
 
 def test_averages_follow_and_queues_fill_in_order() -> None:

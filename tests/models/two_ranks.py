@@ -7,13 +7,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 from models.batch import Batch, Tiles
 from models.encoder import EncoderConfig
 from models.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from models.objectives.byol import Byol, ByolConfig
 from models.objectives.dino import Dino, DinoConfig
+from models.objectives.loom import Loom, LoomConfig, loom_encoder
 from models.objectives.moco import Moco, MocoConfig, MocoV3, MocoV3Config
 from models.objectives.rs_byol import RsByol, RsByolConfig
 from models.objectives.seco import Seco, SecoConfig
@@ -29,6 +30,7 @@ OPTICAL = SensorSpec(
     "optical", "passive", "surface_reflectance", "1", 10.0, ("red", "nir"), (665.0, 842.0), (0.1, 0.3), (0.05, 0.1)
 )
 RADAR = SensorSpec("radar", "active", "sigma0", "dB", 10.0, ("VV",), (None,), (-12.0,), (4.0,))
+DECODER = VitConfig(embed_dim=8, depth=1, num_heads=2, has_class_token=False)
 NUM_STEPS = 5
 NUM_SAMPLES = 8
 RATE = 0.05
@@ -38,6 +40,13 @@ RESNET_RATE = 0.002
 
 def encoder_config() -> EncoderConfig:
     return EncoderConfig(VitConfig(embed_dim=8, depth=1, num_heads=2), 20.0, (OPTICAL, RADAR), hidden="absent")
+
+
+class SteadyLoom(Loom):
+    """Every second token hidden: as many samples as there are may be drawn for."""
+
+    def hide(self, seen: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        return [(torch.arange(part[0].numel()) % 2 == 0).view(part[0].shape).expand_as(part) for part in seen]
 
 
 def objectives() -> dict[str, nn.Module]:
@@ -56,6 +65,9 @@ def objectives() -> dict[str, nn.Module]:
         "moco": Moco(encoder, MocoConfig(queue_size=20, hidden=12, dim=6, momentum=0.9), seeded(1)),
         "seco": Seco(encoder, SecoConfig(queue_size=20, dim=6, temperature=0.2, momentum=0.9), seeded(1)),
         "moco_v3": MocoV3(encoder, MocoV3Config(hidden=12, dim=6, momentum=0.9), seeded(1)),
+        "loom": SteadyLoom(
+            loom_encoder(encoder.backbone, 20.0, encoder.sensors, metadata_drop=0.0), LoomConfig(DECODER), seeded(1)
+        ),
         "dino": Dino(encoder, DinoConfig(12, 6, 10, momentum=0.9), seeded(1)),
     }
     for objective in made.values():
