@@ -21,9 +21,9 @@ class LoomRecipe(AutoencoderRecipe):
     """All sensors of a site at once."""
 
     normalise_patches: bool = False
-    cross_sensor_probability: float = 0.25
+    cross_sensor_probability: float = 0.1
     site_weight: float = 1.0
-    contrast_weight: float = 0.3
+    contrast_weight: float = 1.0
     kernel_px: int = 4
     """Side of the generated kernels, best that of a token in pixels of most sensors."""
 

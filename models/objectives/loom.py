@@ -3,16 +3,16 @@
 Stems are generated from what each band physically is (`stems/spectral.py`); tokens are told place, time and location. A share
 of the tokens of every sensor is hidden, and with some probability one sensor whole. Each sensor of a site goes through the
 encoder by itself, as it does when it is embedded later; the decoder weaves all of them into one sequence and predicts the
-pixels of every sensor, seen or not. Besides, what the visible tokens of a sensor are pooled to
+pixels of every sensor, seen or not. Besides, the embeddings that the visible tokens are pooled to
 
-- predicts the level and spread of each band of every sensor of the site, so that it holds what makes the site as a whole, and
-  not only what fills holes;
-- finds the other sensors of its site among those of the whole batch (NT-Xent): what hides tokens makes the views differ.
+- predict, their mean over the site's sensors, the level and spread of each band of every sensor, so that they hold what makes
+  the site as a whole, and not only what fills holes;
+- find the other sensors of their site among those of the whole batch (NT-Xent); hidden tokens make the views differ.
 
 An absent sensor is a hidden one that is not scored. Legend as in `autoencoder.py`; S sensors.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -67,9 +67,9 @@ class LoomConfig(AutoencoderConfig):
     """
 
     normalise_patches: bool = False
-    cross_sensor_probability: float = 0.25
+    cross_sensor_probability: float = 0.1
     site_weight: float = 1.0
-    contrast_weight: float = 0.3
+    contrast_weight: float = 1.0
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -114,10 +114,22 @@ class Loom(MaskedAutoencoder):
         return hidden
 
     def encode(self, given: list[Given], generator: torch.Generator) -> Woven:
-        parts = [super(Loom, self).encode([part], generator) for part in given]
+        parts = [super(Loom, self).encode([part], generator) for part in self._told(given, generator)]
         maps = [torch.cat(of_parts, 1) for of_parts in zip(*(part.maps for part in parts))]
         memory, prefix, is_key = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("memory", "prefix", "is_key"))
         return Woven(memory, prefix, maps, is_key, torch.stack([part.balance for part in parts]).mean(), parts)
+
+    def _told(self, given: list[Given], generator: torch.Generator) -> list[Given]:
+        """In training, tell one sensor of each sample its time and place: of two that know it no ground is needed to pair them."""
+        if not self.training:
+            return given
+        told_B = torch.randint(len(given), (len(given[0].is_seen),), generator=generator, device=generator.device)
+        found = []
+        for index, part in enumerate(given):
+            is_told_B1 = (told_B == index)[:, None].to(part.grid.time_days.device)
+            days, where = (x.masked_fill(~is_told_B1, torch.nan) for x in (part.grid.time_days, part.grid.lonlat_deg))
+            found.append(replace(part, grid=replace(part.grid, time_days=days, lonlat_deg=where)))
+        return found
 
     def place(self, part: Given, generator: torch.Generator) -> Tensor:
         """Return the positions and what sensor is wanted."""
@@ -132,7 +144,9 @@ class Loom(MaskedAutoencoder):
         terms = {f"mse/{name}": mean_by_sample(self.error(part), part.is_scored) for name, part in zip(names, made)}
         total = torch.stack(list(terms.values())).mean()
         if self.config.site_weight:
-            sites = [self.site_error(part, pooled, is_seen) for part in made]
+            weight = torch.stack(is_seen).float()
+            site = torch.einsum("sbd,sb->bd", torch.stack(pooled), weight / weight.sum(0).clamp_min(1))
+            sites = [self.site_error(part, site) for part in made]
             terms |= {f"site/{name}": error for name, error in zip(names, sites)}
             total = total + self.config.site_weight * torch.stack(sites).mean()
         if self.config.contrast_weight and len(made) > 1:
@@ -156,26 +170,24 @@ class Loom(MaskedAutoencoder):
         maps = [F.layer_norm(m.float(), m.shape[-1:]) for m in encoded.maps[:-1]] + [encoded.maps[-1].float()]
         return torch.cat([torch.einsum("bnd,bn->bd", part, weight) for part in maps], -1)
 
-    def site_error(self, made: Predicted, pooled_BD: list[Tensor], is_seen_B: list[Tensor]) -> Tensor:
+    def site_error(self, made: Predicted, site_BD: Tensor) -> Tensor:
         """Return the squared error of a sensor's mean patch over a site and of its spread over patches, a scalar.
 
-        Read off each sensor's pooled embedding, by a linear map each and the head that all tokens of the wanted sensor go
-        through; the mean over the sensors that are seen. A sample without the wanted sensor, or without any, counts as 0.
+        Both are read off the site's embedding by a linear map each, and by the head that all tokens of the sensor go through.
+        A sample without the sensor counts as 0.
         """
-        spec, is_there_BN = made.given.spec, made.given.is_seen[:, :, 0].flatten(1)
-        weight = is_there_BN / is_there_BN.sum(1, keepdim=True).clamp_min(1)
+        spec, is_seen_BN = made.given.spec, made.given.is_seen[:, :, 0].flatten(1)
+        weight = is_seen_BN / is_seen_BN.sum(1, keepdim=True).clamp_min(1)
         token = self.head.token(spec).float()
-        sources_BSD, is_seen_BS = torch.stack(pooled_BD, 1).to(self.enter.weight.dtype), torch.stack(is_seen_B, 1)
-        error_BS = torch.zeros_like(is_seen_BS, dtype=torch.float32)
+        error_B = torch.zeros(len(site_BD), device=site_BD.device)
         for group, target_BND in enumerate(made.targets):
             mean = torch.einsum("bnd,bn->bd", target_BND, weight)
             spread = torch.einsum("bnd,bn->bd", (target_BND - mean[:, None]).pow(2), weight).sqrt()
             for linear, wanted in zip(self.site, (mean, spread)):
-                inputs = (linear(sources_BSD).float() + token).to(sources_BSD.dtype)
-                tokens = inputs[:, None].expand(-1, len(made.targets), -1, -1)
-                error_BS = error_BS + (self.head(tokens, spec)[group].float() - wanted[:, None]).pow(2).mean(-1)
-        by_sample = (error_BS * is_seen_BS).sum(1) / is_seen_BS.sum(1).clamp_min(1)
-        return (by_sample * is_there_BN.any(1)).mean()
+                inputs = (linear(site_BD.to(self.enter.weight.dtype)).float() + token).to(self.enter.weight.dtype)
+                tokens = inputs[:, None, None].expand(-1, len(made.targets), -1, -1)
+                error_B = error_B + (self.head(tokens, spec)[group][:, 0].float() - wanted).pow(2).mean(-1)
+        return (error_B * is_seen_BN.any(1)).mean()
 
 
 def agreement(z0_ND: Tensor, z1_ND: Tensor, is_pair_N: Tensor, temperature: float) -> Tensor:
