@@ -43,8 +43,8 @@ class LoomRecipe(AutoencoderRecipe):
 def loom() -> LoomRecipe:
     """Loom small enough for two CPU cores: `terraloom pretrain loom ARCHIVE RUN`.
 
-    Pairs of sensors in one sequence, 75 % of the tokens hidden and of every second sample one sensor whole; 8 experts, top-1,
-    in every other block.
+    Pairs of sensors of a site, 75 % of the tokens of each hidden and of every tenth sample one sensor whole; 8 experts, top-1,
+    in every other block; reconstruction, site and contrast with weight 1.
     """
     backbone = VitConfig(embed_dim=128, depth=6, num_heads=4, moe=MoEConfig())
     return LoomRecipe(**two_cores(CrossSensor(), normalise_patches=False, backbone=backbone))
@@ -62,7 +62,10 @@ def loom_base() -> LoomRecipe:
 
 
 def loom_large() -> LoomRecipe:
-    """ViT-L with 8 experts in every other block, tokens of 16 px of 10 m, 400 epochs of a million sites in batches of 2048."""
+    """ViT-L with 8 experts in every other block, tokens of 16 px of 10 m, 400 epochs of a million sites in batches of 2048.
+
+    A pair of sensors is told from those of the same micro-batch on all ranks: 256 sites on 8 GPUs.
+    """
     return _size("large")
 
 
