@@ -1,7 +1,8 @@
 """One optimiser step under DeepSpeed ZeRO: what is wrapped, with which precision, how it is saved."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from cluster.lars import Lars
 from models.batch import Batch
+from models.flops import FlopCounter
 from pipeline.errors import InputError, RunFailed
 
 TAG = "state"
@@ -93,10 +95,23 @@ def _cosine(first: float, last: float, done: float) -> float:
 
 
 class Engine:
-    """An objective under DeepSpeed on this rank. `accumulate`: micro-batches a rank gives to one step."""
+    """An objective under DeepSpeed on this rank. `accumulate`: micro-batches a rank gives to one step.
 
-    def __init__(self, objective: nn.Module, config: OptimiserConfig, num_steps: int, batch_size: int, accumulate: int):
-        self._config, self._num_steps = config, num_steps
+    flops: operations of this rank's last step, counted in the first step of each kind; 0 where blocks are compiled.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        config: OptimiserConfig,
+        num_steps: int,
+        batch_size: int,
+        accumulate: int,
+        counts_flops: bool = True,
+    ):
+        self._config, self._num_steps, self._counts_flops = config, num_steps, counts_flops
+        self._flops_of: dict[tuple[Any, ...], int] = {}
+        self.flops = 0
         self._deepspeed, *_ = deepspeed.initialize(
             model=objective,
             optimizer=config.build(objective),
@@ -130,9 +145,11 @@ class Engine:
         decayed["lr"], kept["lr"] = rate, rate * self._config.bias_rate_share
         totals: dict[str, torch.Tensor] = {}
         count = 0
+        self.flops = 0
         for batch, generator in batches:
-            terms = self._deepspeed(batch.to(self.device), generator)
-            self._deepspeed.backward(terms["loss"])
+            with self._counting(batch):
+                terms = self._deepspeed(batch.to(self.device), generator)
+                self._deepspeed.backward(terms["loss"])
             self._deepspeed.step()
             count += 1
             for name, value in terms.items():
@@ -149,6 +166,18 @@ class Engine:
             )
         norm = self._deepspeed.get_global_grad_norm()
         return dict(zip(sorted(totals), averaged)) | {"gradient_norm": float(norm or 0.0), "learning_rate": rate}
+
+    @contextmanager
+    def _counting(self, batch: Batch) -> Iterator[None]:
+        """Add the operations of what is done inside to `flops`: those of the first batch of the same sensors and turn."""
+        kind = (*batch.tiles, batch.index % max(1, len(batch.tiles)))
+        if self._counts_flops and kind not in self._flops_of:
+            with FlopCounter() as counter:
+                yield
+            self._flops_of[kind] = counter.total
+        else:
+            yield
+        self.flops += self._flops_of.get(kind, 0)
 
     def save(self, folder: str, next_step: int) -> None:
         """Write this rank's share of the training state; every rank must call it."""

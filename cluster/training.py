@@ -22,6 +22,7 @@ from torch import nn
 
 from cluster.batches import sensor_specs, to_batch
 from cluster.connect import connect, require_resources
+from cluster.devices import device_of
 from cluster.engine import Engine, OptimiserConfig
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
@@ -140,7 +141,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))
     if config.compile:
         compile_blocks(objective)
-    engine = Engine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes // world_size)
+    accumulate = config.lanes // world_size
+    engine = Engine(objective, config.optimiser, config.num_steps, config.batch_size, accumulate, counts_flops=not config.compile)
     start = 0
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
@@ -165,8 +167,12 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
                 found = watch.look(step, to_batch(micro_batches[0]), _generator(config.seed, step, micro_batches[0].lane))
             if recorder:
                 sensor_set = "+".join(plan.sets[micro_batches[0].step.sensor_set].sensor_set)
-                rate = config.lanes * config.batch_size / elapsed
-                recorder.record(step, sensor_set, terms | found, {"samples_per_second": rate, "data_wait_share": waited / elapsed})
+                speed = {
+                    "samples_per_second": config.lanes * config.batch_size / elapsed,
+                    "data_wait_share": waited / elapsed,
+                    **rates(engine, elapsed, world_size),
+                }
+                recorder.record(step, sensor_set, terms | found, speed)
             watch.diagnose(step, found)
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.num_steps:
                 if recorder:
@@ -189,6 +195,15 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
             trained.encoder.save(folder, job.extra)
         save_reconstructions(trained, replace(source, splits=("val", "test")), plan, run)
     _commit(engine, config.num_steps, terms, rank, run)
+
+
+def rates(engine: Engine, seconds: float, world_size: int) -> dict[str, float]:
+    """Return what a step's model operations come to on all ranks: TFLOP/s, and the share of the peak where it is known."""
+    if not engine.flops:
+        return {}
+    tflops = engine.flops / seconds / 1e12
+    device = device_of(torch.cuda.get_device_name(engine.device)) if engine.device.type == "cuda" else None
+    return {"tflops_per_second": tflops * world_size} | ({"mfu": tflops / device.bf16_tflops} if device else {})
 
 
 def _commit(engine: Engine, next_step: int, terms: dict[str, Any], rank: int, run: Run) -> None:

@@ -1,0 +1,45 @@
+"""How many floating-point operations a step takes: counted from the operations it does, not from a rule about parameters.
+
+A masked encoder sees fewer tokens than its decoder, stems and sensors differ: 6 N D is wrong for all of them. Counted are
+matrix products, convolutions and attention, forward and backward, two operations for each multiply-add, as is usual;
+normalisation, activations and the optimiser are not.
+"""
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up in `total` what is done inside `with`. Blocks that are compiled are not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        packet = function._overloadpacket
+        if packet in ATTENTION:
+            self.total += sdpa_flop_count(*(x.shape for x in args[:3]))
+        elif packet in ATTENTION_BACKWARD:
+            self.total += 2 * sdpa_flop_count(*(x.shape for x in args[1:4]))
+        elif packet in flop_registry:
+            formula: Any = flop_registry[packet]
+            self.total += formula(*args, **(kwargs or {}), out_val=output)
+        return output
+
+
+ATTENTION = {aten._scaled_dot_product_flash_attention_for_cpu}
+"""What torch's registry does not know (2.13)."""
+ATTENTION_BACKWARD = {
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    aten._scaled_dot_product_flash_attention_backward,
+    aten._scaled_dot_product_efficient_attention_backward,
+    aten._scaled_dot_product_cudnn_attention_backward,
+}
+"""Fused kernels compute the scores anew going back, which the registry counts: work of the kernel, not of the model."""
