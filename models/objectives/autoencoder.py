@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch, Tiles
+from models.distributed import mean
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
 from models.initialise import initialise
@@ -23,6 +24,8 @@ from models.position_embedding import PositionConfig, PositionEmbedding, TokenGr
 from models.sensor import SensorSpec
 from models.stems.stem import MaskToken, is_mostly_invalid
 from models.vit import Vit, VitConfig
+
+EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -242,9 +245,10 @@ class MaskedAutoencoder(nn.Module):
 
 
 def mean_by_sample(error: Tensor, is_scored: Tensor) -> Tensor:
-    """Return the mean of `error` (B, ...) over what is scored of each sample, then over samples, a scalar.
+    """Return the mean of `error` (B, ...) over what is scored of each sample, then over the samples that have any, a scalar.
 
-    The mean over ranks is that of the whole batch, whatever is invalid. A sample without anything to score counts as 0.
+    The mean over ranks is that of the whole batch, whatever is invalid; 0 if no sample of any rank has anything to score.
     """
     error_B, count_B = (error * is_scored).flatten(1).sum(1), is_scored.flatten(1).sum(1)
-    return (error_B / count_B.clamp_min(1)).mean()
+    num_scored = mean((count_B > 0).sum().float())
+    return (error_B / count_B.clamp_min(1)).sum() / num_scored.clamp_min(EPS)

@@ -9,7 +9,7 @@ import torch
 from models.batch import Batch
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
-from models.objectives.autoencoder import MaskedAutoencoder
+from models.objectives.autoencoder import MaskedAutoencoder, mean_by_sample
 from models.objectives.dofa import Dofa, DofaConfig, TaughtDofa, dofa_encoder
 from models.objectives.loom import Loom, LoomConfig, agreement, loom_encoder
 from models.objectives.mae import Mae, MaeConfig
@@ -312,6 +312,21 @@ def test_sensors_of_a_site_are_to_find_each_other(make_batch: Make) -> None:
     wanted = nt_xent(views[0][both], views[1][both], 0.1).detach()
     torch.testing.assert_close(terms["contrast/optical+radar"], wanted, rtol=1e-4, atol=1e-5)
     assert agreement(*views, torch.arange(6) == 1, 0.1).item() == 0
+
+
+def test_in_training_one_sensor_of_a_site_is_told_time_and_place(batch: Batch) -> None:
+    model = objectives()["loom"]
+    assert isinstance(model, Loom)
+    told = model._told(model.give(batch, seeded()), seeded(3))
+    knows = torch.stack([part.grid.time_days.isfinite().all(1) & part.grid.lonlat_deg.isfinite().all(1) for part in told])
+    assert (knows.sum(0) == 1).all()
+    assert (knows.sum(1) > 0).all()
+
+
+def test_samples_without_anything_to_score_do_not_count() -> None:
+    error, is_scored = torch.tensor([[2.0, 4.0], [5.0, 5.0], [7.0, 9.0]]), torch.tensor([[1, 1], [0, 0], [1, 0]]).bool()
+    assert mean_by_sample(error, is_scored) == (3.0 + 7.0) / 2
+    assert mean_by_sample(error, torch.zeros_like(is_scored)) == 0
 
 
 def test_loom_with_a_stem_per_sensor_needs_its_tokens(make_batch: Make) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.batch import Batch, Tiles
 from models.encoder import EncoderConfig
+from models.objectives.autoencoder import Given
 from models.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from models.objectives.byol import Byol, ByolConfig
 from models.objectives.dino import Dino, DinoConfig
@@ -43,7 +44,10 @@ def encoder_config() -> EncoderConfig:
 
 
 class SteadyLoom(Loom):
-    """Every second token hidden: as many samples as there are may be drawn for."""
+    """Every second token hidden, all told: nothing is drawn for as many samples as a rank has."""
+
+    def _told(self, given: list[Given], generator: torch.Generator) -> list[Given]:
+        return given
 
     def hide(self, seen: list[Tensor], generator: torch.Generator) -> list[Tensor]:
         return [(torch.arange(part[0].numel()) % 2 == 0).view(part[0].shape).expand_as(part) for part in seen]
