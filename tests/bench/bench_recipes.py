@@ -27,7 +27,7 @@ import ray
 from cluster.connect import connect
 from cluster.watch import MIN_HEAD_SHARE, MIN_RANK, MIN_STD
 from jobs.evaluate import RANDOM, random_title
-from jobs.recipes import recipes
+from jobs.recipes import load_recipe, recipes
 from models.encoder import Encoder
 
 TASK, PROBED = "landcover", "sentinel2_l2a"
@@ -95,19 +95,22 @@ def kill_after_first_checkpoint(arguments: list[str], folder: Path) -> int:
     return found[-1]
 
 
-def losses(folder: Path) -> dict[str, list[float]]:
-    """Return the mean loss of the first and of the last tenth of the steps of each sensor, where sensors of a set take turns.
+def losses(folder: Path, warmup: int) -> dict[str, list[float]]:
+    """Return the mean loss of a tenth of the steps of each sensor: the first, the first after the warm-up, the last.
 
-    A step's sensor is the one that its terms name; losses of different sensors are not on one scale.
+    A step's sensor is the one that its terms name; losses of different sensors are not on one scale. Where sensors take turns,
+    a set's name is theirs.
     """
-    by_sensor: dict[str, list[float]] = {}
+    by_sensor: dict[str, list[tuple[int, float]]] = {}
     for record in records(folder, "metrics.jsonl"):
         named = [name.partition("/")[2] for name in record if name.partition("/")[0] in TERMS]
-        by_sensor.setdefault(named[0] if len(named) == 1 else record["sensor_set"], []).append(record["loss"])
+        sensor = named[0] if len(named) == 1 else record["sensor_set"]
+        by_sensor.setdefault(sensor, []).append((record["step"], record["loss"]))
     found = {}
     for name, values in by_sensor.items():
-        count = max(FEWEST_STEPS, len(values) // 10)
-        found[name] = [mean(values[:count]), mean(values[-count:])]
+        count, every = max(FEWEST_STEPS, len(values) // 10), [loss for _, loss in values]
+        late = [loss for step, loss in values if step >= warmup]
+        found[name] = [mean(every[:count]), mean(late[:count]), mean(every[-count:])]
     return found
 
 
@@ -141,7 +144,7 @@ def whole(name: str, archive: str, work: Path) -> dict[str, Any]:
         "seconds": seconds,
         "training_seconds": times["checkpoint"] - times["training"],
         "memory_mib": memory,
-        "losses": losses(folder),
+        "losses": losses(folder, load_recipe("pretrain", name).train.optimiser.warmup_steps),
         "health": health(folder),
     }
 
@@ -170,7 +173,9 @@ def probe(names: list[str], work: Path) -> dict[str, dict[str, Any]]:
 
 
 def row(name: str, facts: dict[str, Any]) -> str:
-    changes = "<br>".join(f"{sensors} {first:.3g} → {last:.3g}" for sensors, (first, last) in sorted(facts["losses"].items()))
+    changes = "<br>".join(
+        f"{sensors} " + " → ".join(f"{value:.3g}" for value in values) for sensors, values in sorted(facts["losses"].items())
+    )
     lowest = {kind: min((v for k, v in facts["health"].items() if k.startswith(f"{kind}/")), default=None) for kind in KINDS}
     measured = [f"{lowest[kind]:.2g}" if lowest[kind] is not None else "" for kind in KINDS]
     probes = ["{:.3f} ± {:.3f}".format(*facts[kind]) if kind in facts else "" for kind in ("probe", "random")]
@@ -189,7 +194,8 @@ masked autoencoders, the least that shows whether a recipe learns, not how well.
 
 - seconds: the command from start to end; in training: between the workers' first step and the last checkpoint.
 - memory: of the training workers together, MiB, at its peak, without what they share.
-- loss: mean of the first and of the last tenth of the steps (at least {FEWEST_STEPS}), for each sensor, or set of sensors.
+- loss: mean of a tenth of the steps (at least {FEWEST_STEPS}) of each sensor, or set of sensors: the first → the first after the warm-up →
+  the last. MoCo's and DINO's are low before a queue is filled, a centre found.
 - std, rank: of the embeddings, at the end, the lowest sensor's; a run that falls under {MIN_STD:g} and {MIN_RANK:g} is ended. Head std: of
   what the loss compares, ended under {MIN_HEAD_SHARE:g} of the embeddings'.
 - probe: {TASK} from {PROBED}, linear, mean ± standard deviation over 3 seeds; beside it the same encoder before training.
