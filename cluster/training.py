@@ -22,7 +22,7 @@ from torch import nn
 
 from cluster.batches import sensor_specs, to_batch
 from cluster.connect import connect, require_resources
-from cluster.devices import device_of
+from cluster.devices import peak_bf16_tflops
 from cluster.engine import Engine, OptimiserConfig
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
@@ -202,8 +202,8 @@ def rates(engine: Engine, seconds: float, world_size: int) -> dict[str, float]:
     if not engine.flops:
         return {}
     tflops = engine.flops / seconds / 1e12
-    device = device_of(torch.cuda.get_device_name(engine.device)) if engine.device.type == "cuda" else None
-    return {"tflops_per_second": tflops * world_size} | ({"mfu": tflops / device.bf16_tflops} if device else {})
+    peak = peak_bf16_tflops(torch.cuda.get_device_name(engine.device)) if engine.device.type == "cuda" else None
+    return {"tflops_per_second": tflops * world_size} | ({"mfu": tflops / peak} if peak else {})
 
 
 def _commit(engine: Engine, next_step: int, terms: dict[str, Any], rank: int, run: Run) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.encoder import Encoder, EncoderConfig
 from models.initialise import initialise
-from models.objectives.autoencoder import AutoencoderConfig, Encoded, Predicted
+from models.objectives.autoencoder import AutoencoderConfig, Encoded, Predicted, mean_by_sample
 from models.objectives.mae import Mae
 from models.objectives.teacher import Taught
 from models.sensor import SensorSpec
@@ -50,7 +50,7 @@ class TaughtDofa(Dofa, Taught):
         initialise(self.to_teacher, generator)
 
     def score(self, made: list[Predicted], encoded: Encoded) -> dict[str, Tensor]:
-        """Return Mae's terms and 'teacher', the mean of -cosine, 0 for absent tiles; both count in the reconstruction."""
+        """Return Mae's terms and 'teacher', the mean of -cosine over tiles that are there; both count in the reconstruction."""
         terms = super().score(made, encoded)
         (part,) = (predicted.given for predicted in made)
         weight = encoded.is_key / encoded.is_key.sum(1, keepdim=True).clamp_min(1)
@@ -58,5 +58,5 @@ class TaughtDofa(Dofa, Taught):
         with torch.no_grad():
             wanted_BD = self.teacher.pooled(part.tiles, part.spec.name)[0]
         cosine_B = F.cosine_similarity(self.to_teacher(mean_BD.to(self.to_teacher.weight.dtype)).float(), wanted_BD, dim=-1)
-        teacher = -(cosine_B * part.tiles.is_present.flatten()).mean()
+        teacher = -mean_by_sample(cosine_B[:, None], part.tiles.is_present.reshape(-1, 1))
         return {**terms, "reconstruction": terms["reconstruction"] + self.config.teacher_weight * teacher, "teacher": teacher}
