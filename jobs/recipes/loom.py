@@ -24,6 +24,7 @@ class LoomRecipe(AutoencoderRecipe):
     cross_sensor_probability: float = 0.1
     site_weight: float = 1.0
     contrast_weight: float = 1.0
+    asked_share: float = 1.0
     kernel_px: int = 4
     """Side of the generated kernels, best that of a token in pixels of most sensors."""
 
@@ -36,6 +37,7 @@ class LoomRecipe(AutoencoderRecipe):
             cross_sensor_probability=self.cross_sensor_probability,
             site_weight=self.site_weight,
             contrast_weight=self.contrast_weight,
+            asked_share=self.asked_share,
         )
         return Loom(encoder, config, generator)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch import Batch, Tiles
@@ -30,19 +31,25 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The decoder's own width, depth and positions; which share is hidden; whether target patches are scaled to unit variance."""
+    """The decoder's own width, depth and positions; which share is hidden; whether target patches are scaled to unit variance.
+
+    asked_share: of the hidden tokens in training, those that are decoded and scored (CrossMAE, Fu et al. 2024, arXiv 2401.14391).
+    """
 
     decoder: VitConfig
     mask_ratio: float = 0.75
     normalise_patches: bool = True
     positions: PositionConfig = field(default_factory=PositionConfig)
     balance_weight: float = 0.01
+    asked_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.decoder.has_class_token or self.decoder.num_registers:
             raise InputError("a decoder takes the encoder's class token and registers; it can have none of its own")
         if not 0 < self.mask_ratio < 1:
             raise InputError(f"mask_ratio is {self.mask_ratio}, expected between 0 and 1")
+        if not 0 < self.asked_share <= 1:
+            raise InputError(f"asked_share is {self.asked_share}, expected above 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class Given:
     """One sensor's part of a batch before it is encoded.
 
     tiles as they came; pixels (B*T, C, Y, X) in network units and the level taken off; grid of the tokens.
-    is_seen, is_hidden (B, T, G, y, x): observed, and taken from the encoder (what is not observed is, too).
+    is_seen, is_hidden, is_dropped (B, T, G, y, x): observed; taken from the encoder (what is not observed is, too); from the
+    decoder, too.
     """
 
     spec: SensorSpec
@@ -60,6 +68,7 @@ class Given:
     grid: TokenGrid
     is_seen: Tensor
     is_hidden: Tensor
+    is_dropped: Tensor
 
 
 @dataclass(frozen=True)
@@ -157,8 +166,15 @@ class MaskedAutoencoder(nn.Module):
                 days, where = days.reshape(-1, 1), where.repeat_interleave(days.shape[1], 0)
             times, groups, rows, columns = is_seen.shape[1:]
             grid = TokenGrid(times, groups, rows, columns, days, where)
-            made.append(Given(spec, tiles, pixels, level, grid, is_seen, is_hidden))
+            made.append(Given(spec, tiles, pixels, level, grid, is_seen, is_hidden, self.drop(is_hidden, generator)))
         return made
+
+    def drop(self, is_hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """Return which of the hidden tokens (B, T, G, y, x) are not decoded in training."""
+        if self.config.asked_share == 1 or not self.training:
+            return torch.zeros_like(is_hidden)
+        lot = torch.rand(is_hidden.shape, generator=generator, device=generator.device)
+        return is_hidden & (lot >= self.config.asked_share).to(is_hidden.device)
 
     def _by_sample(self, is_seen: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
         """Return (B, T, G, y, x) of (B*T, y, x); dates that are encoded apart are samples of their own."""
@@ -187,13 +203,18 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.tokens(part.pixels, part.spec, None, grid.time_days, grid.lonlat_deg, generator, grid.scale)[0]
 
     def decode(self, given: list[Given], encoded: Encoded, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """Return the decoder's tokens (B, N, W) of each sensor, and its balance loss."""
+        """Return the decoder's tokens (B, N, W) of each sensor, anything where they are dropped, and its balance loss."""
         memory, prefix = encoded.memory, encoded.prefix
         positions = torch.cat([self.place(part, generator).expand(len(memory), -1, -1) for part in given], 1)
-        inputs = torch.cat([prefix, memory + positions.to(memory)], 1)
-        outputs, _, balance = self.decoder(inputs, None, generator)
-        sizes = [part.grid.num_tokens for part in given]
-        return list(outputs[-1][:, prefix.shape[1] :].split(sizes, 1)), balance
+        places = memory + positions.to(memory)
+        is_dropped = torch.cat([part.is_dropped.flatten(1) for part in given], 1)
+        order = is_dropped.long().argsort(dim=1, stable=True)[:, : int((~is_dropped).sum(1).max())]
+        index = order[..., None].expand(-1, -1, places.shape[-1])
+        is_key = F.pad(~is_dropped.gather(1, order), (prefix.shape[1], 0), value=True)
+        inputs = torch.cat([prefix, places.gather(1, index)], 1)
+        outputs, _, balance = self.decoder(inputs, None if is_key.all() else is_key, generator)
+        decoded = torch.zeros_like(places).scatter(1, index, outputs[-1][:, prefix.shape[1] :].to(places))
+        return list(decoded.split([part.grid.num_tokens for part in given], 1)), balance
 
     def place(self, part: Given, generator: torch.Generator) -> Tensor:
         """Return what the decoder is told of each place of one sensor, (B or 1, N, D)."""
@@ -205,7 +226,7 @@ class MaskedAutoencoder(nn.Module):
         tokens = output_BND.unflatten(1, (grid.times, grid.groups, -1)).transpose(1, 2).flatten(2, 3)
         patches = [patches.float() for patches in self.head(tokens, spec)]
         targets = self.targets(part, part.pixels)
-        return Predicted(part, patches, targets, part.is_hidden & part.is_seen)
+        return Predicted(part, patches, targets, part.is_hidden & part.is_seen & ~part.is_dropped)
 
     def targets(self, part: Given, pixels: Tensor) -> list[Tensor]:
         """Return the patches of `pixels` (B*T, C, Y, X), per group of bands (B, T*y*x, patch^2 * bands)."""

@@ -97,7 +97,8 @@ class ScaleMae(Mae):
         half, share = average(target, is_valid, (rows * patch, columns * patch))
         where = batch.lonlat.repeat_interleave(tiles.time_days.shape[1], 0)
         grid = TokenGrid(1, 1, rows, columns, tiles.time_days.reshape(-1, 1), where, 2 * share_B)
-        return [Halved(spec, tiles, half, level, grid, is_seen, is_hidden, target, is_valid, share >= 0.5)]
+        is_dropped = self.drop(is_hidden, generator)
+        return [Halved(spec, tiles, half, level, grid, is_seen, is_hidden, is_dropped, target, is_valid, share >= 0.5)]
 
     def _windows(self, tiles: Tiles, generator: torch.Generator) -> tuple[Tiles, Tensor]:
         """Return a square window of each tile enlarged to its size, and its share (B,) of the tile's side; all in evaluation."""
@@ -126,7 +127,7 @@ class ScaleMae(Mae):
             low_pass(part.target, part.is_valid, self._cells(part.grid, self.config.low_tokens), size),
             part.target - self._smooth(part.target, part.is_valid, part),
         ]
-        return Predicted(part, [low.float(), high.float()], wanted, part.is_hidden & part.is_seen)
+        return Predicted(part, [low.float(), high.float()], wanted, part.is_hidden & part.is_seen & ~part.is_dropped)
 
     def score(self, made: list[Predicted], encoded: Encoded) -> dict[str, Tensor]:
         (made_one,) = made

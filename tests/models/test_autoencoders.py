@@ -323,6 +323,37 @@ def test_in_training_one_sensor_of_a_site_is_told_time_and_place(batch: Batch) -
     assert (knows.sum(1) > 0).all()
 
 
+@pytest.mark.parametrize("name", ["mae", "loom"])
+def test_what_is_not_asked_for_is_neither_decoded_nor_scored(name: str, batch: Batch) -> None:
+    """Of the hidden tokens a share is asked for; what a sample is given does not depend on how many others ask for."""
+    config = {"asked_share": 0.25, "normalise_patches": False}
+    model: MaskedAutoencoder = (
+        Loom(loom_encoder(VIT, 20.0, BOTH), LoomConfig(DECODER, **config), seeded())
+        if name == "loom"
+        else Mae(EncoderConfig(VIT, 20.0, BOTH, hidden="absent"), MaeConfig(DECODER, **config), seeded())
+    )
+    lengths: list[int] = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    given = model.give(batch, seeded())
+    encoded = model.encode(given, seeded())
+    outputs, _ = model.decode(given, encoded, seeded())
+    num_tokens = sum(part.grid.num_tokens for part in given)
+    assert lengths[-1] < 0.7 * num_tokens
+    for part, output in zip(given, outputs):
+        is_dropped = part.is_dropped.flatten(1)
+        assert not (part.is_dropped & ~part.is_hidden).any()
+        assert 0.6 < float(is_dropped.sum() / part.is_hidden.sum()) < 0.9
+        assert output[~is_dropped].any(-1).all()
+        assert torch.equal(model.compare(part, output).is_scored, part.is_hidden & part.is_seen & ~part.is_dropped)
+    alone = [replace(part, **{key: getattr(part, key)[:1] for key in ("is_seen", "is_hidden", "is_dropped")}) for part in given]
+    one = replace(encoded, memory=encoded.memory[:1], prefix=encoded.prefix[:1])
+    if name == "mae":
+        apart, _ = model.decode(alone, one, seeded())
+        is_kept = ~alone[0].is_dropped.flatten(1)
+        torch.testing.assert_close(apart[0][is_kept], outputs[0][:1][is_kept])
+    assert not any(part.is_dropped.any() for part in model.eval().give(batch, seeded()))
+
+
 def test_samples_without_anything_to_score_do_not_count() -> None:
     error, is_scored = torch.tensor([[2.0, 4.0], [5.0, 5.0], [7.0, 9.0]]), torch.tensor([[1, 1], [0, 0], [1, 0]]).bool()
     assert mean_by_sample(error, is_scored) == (3.0 + 7.0) / 2
