@@ -69,7 +69,7 @@ class LoomConfig(AutoencoderConfig):
     normalise_patches: bool = False
     cross_sensor_probability: float = 0.1
     site_weight: float = 1.0
-    contrast_weight: float = 1.0
+    contrast_weight: float = 0.3
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
