@@ -24,7 +24,10 @@ ANY_NORM = 1e12
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Which optimiser; linear warm-up, then cosine decay to `final_rate_share` of the peak, or steps at `decay_at`."""
+    """Which optimiser; linear warm-up, then cosine decay to `final_rate_share` of the peak, or a straight `cooldown_share`, or
+
+    steps at `decay_at`.
+    """
 
     algorithm: Literal["adamw", "sgd", "lars"] = "adamw"
     """LARS needs whole parameters: `zero_stage` 0 and `bf16` False."""
@@ -32,6 +35,8 @@ class OptimiserConfig:
     """Peak rate, for the batch of this run (no hidden scaling)."""
     bias_rate_share: float = 1.0
     """Rate of biases and norms, as a share of `learning_rate`."""
+    layer_decay: float = 1.0
+    """Rate of each of the encoder's blocks, as a share of the next one's; of its stem and positions, of the first block's."""
     weight_decay: float = 0.05
     """Of matrices and kernels only."""
     final_weight_decay: float | None = None
@@ -42,6 +47,11 @@ class OptimiserConfig:
     """Of SGD and LARS."""
     warmup_steps: int = 50
     final_rate_share: float = 0.02
+    cooldown_share: float = 0.0
+    """Share of the run, its last, in which the rate falls in a straight line to `final_rate_share`; until then it stays (warm-up,
+
+    stable, decay: Hu et al. 2024, arXiv 2404.06395). 0: the cosine.
+    """
     decay_at: tuple[float, ...] = ()
     """Shares of the run after each of which the rate is a tenth; in place of the cosine."""
     clip_norm: float = 1.0
@@ -58,6 +68,12 @@ class OptimiserConfig:
             raise InputError(f"learning_rate is {self.learning_rate}, expected a positive number")
         if any(not 0 < share < 1 for share in self.decay_at):
             raise InputError(f"decay_at is {self.decay_at}, expected shares of the run between 0 and 1")
+        if not 0 <= self.cooldown_share <= 1 or (self.cooldown_share and self.decay_at):
+            raise InputError(
+                f"cooldown_share is {self.cooldown_share} and decay_at {self.decay_at}, expected one of them, a share from 0 to 1"
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay is {self.layer_decay}, expected above 0, at most 1")
         if self.algorithm == "lars" and (self.zero_stage or self.bf16):
             raise InputError(
                 f"lars with zero_stage {self.zero_stage} and bf16 {self.bf16} would see flattened pieces of parameters, whose "
@@ -70,6 +86,9 @@ class OptimiserConfig:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.decay_at:
             return self.learning_rate * 0.1 ** sum(step >= share * num_steps for share in self.decay_at)
+        if self.cooldown_share:
+            left = min(1.0, (1 - step / num_steps) / self.cooldown_share)
+            return self.learning_rate * (self.final_rate_share + (1 - self.final_rate_share) * left)
         done = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
         return self.learning_rate * _cosine(1.0, self.final_rate_share, done)
 
@@ -80,11 +99,12 @@ class OptimiserConfig:
         return _cosine(self.weight_decay, self.final_weight_decay, step / max(1, num_steps))
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        groups = parameter_groups(module, self.weight_decay)
+        groups = parameter_groups(module, self.weight_decay, self.layer_decay)
         if self.algorithm == "sgd":
             return torch.optim.SGD(groups, self.learning_rate, self.gradient_momentum)
         if self.algorithm == "lars":
-            groups[1]["trust"] = 0.0
+            for group in groups:
+                group |= {} if group["decays"] else {"trust": 0.0}
             return Lars(groups, self.learning_rate, self.gradient_momentum)
         return torch.optim.AdamW(groups, self.learning_rate, self.betas)
 
@@ -140,9 +160,10 @@ class Engine:
         Raise RunFailed, on every rank, if one is not finite.
         """
         rate = self._config.rate(step, self._num_steps)
-        decayed, kept = self._deepspeed.optimizer.param_groups
-        decayed["weight_decay"] = self._config.decay(step, self._num_steps)
-        decayed["lr"], kept["lr"] = rate, rate * self._config.bias_rate_share
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = rate * group["rate_share"] * (1.0 if group["decays"] else self._config.bias_rate_share)
+            if group["decays"]:
+                group["weight_decay"] = self._config.decay(step, self._num_steps)
         totals: dict[str, torch.Tensor] = {}
         count = 0
         self.flops = 0
@@ -199,9 +220,33 @@ class Engine:
         return weights | {name: buffer.detach().cpu().clone() for name, buffer in self._deepspeed.module.named_buffers()}
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two optimiser groups: matrices, which decay; biases, norms and tokens (fewer than two dimensions), which do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim >= 2]
-    kept = [p for p in trained if p.ndim < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Return optimiser groups: matrices, which decay; biases, norms and tokens (fewer than two dimensions), which do not.
+
+    `decays` says which. `rate_share` falls by `layer_decay` from each of the encoder's blocks to the one before it.
+    """
+    shares = _rate_shares(module, layer_decay)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((shares.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "rate_share": share, "decays": decays}
+        for (share, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
+def _rate_shares(module: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Return each of the encoder's parameters' share of the rate (Bao et al. 2022, arXiv 2106.08254): last norm 1, stem least."""
+    encoder: Any = getattr(module, "encoder", None)
+    if layer_decay == 1 or encoder is None:
+        return {}
+    depth = len(encoder.backbone.blocks)
+    layers = {f"blocks.{index}": index + 1 for index in range(depth)} | {"norm": depth + 1}
+    for stage in range(len(getattr(encoder.backbone, "merges", ()))):
+        layers[f"merges.{stage}"] = 1 + sum(encoder.backbone.config.depths[: stage + 1])
+    shares = {}
+    for name, _ in encoder.named_parameters():
+        layer = next((number for part, number in layers.items() if name.startswith(f"backbone.{part}.")), 0)
+        shares[f"encoder.{name}"] = layer_decay ** (depth + 1 - layer)
+    return shares

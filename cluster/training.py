@@ -31,6 +31,7 @@ from cluster.run import Run
 from cluster.snapshot import counts_of_run, plan_of
 from cluster.watch import Watch
 from models.compilation import compile_blocks, require_compiler
+from models.recomputation import recompute_blocks
 from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.archive import open_archive
@@ -63,6 +64,8 @@ class TrainConfig:
     """Steps between looks at the encoder's health (cluster/watch.py), the last step besides; 0: never. Not under ZeRO 3."""
     compile: bool = False
     """Compile the backbones' blocks: a tenth faster for a vit, after minutes (docs/benchmarks.md)."""
+    recompute: bool = False
+    """Compute the inside of the backbones' blocks again going back instead of keeping it: less memory, a third more operations."""
     seed: int = 0
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
@@ -71,6 +74,8 @@ class TrainConfig:
             raise InputError("num_steps, batch_size, lanes, workers, checkpoint_every and window_shards must be at least 1")
         if self.health_every < 0:
             raise InputError(f"health_every is {self.health_every}, expected a number of steps, or 0 for never")
+        if self.compile and self.recompute:
+            raise InputError("compile and recompute are both set; a compiled block keeps what it needs: choose one")
         if self.lanes % self.workers:
             raise InputError(f"{self.lanes} lanes cannot be shared evenly by {self.workers} workers; make lanes a multiple")
 
@@ -141,6 +146,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))
     if config.compile:
         compile_blocks(objective)
+    if config.recompute:
+        recompute_blocks(objective)
     accumulate = config.lanes // world_size
     engine = Engine(objective, config.optimiser, config.num_steps, config.batch_size, accumulate, counts_flops=not config.compile)
     start = 0

@@ -5,6 +5,8 @@ matrix products, convolutions and attention, forward and backward, two operation
 normalisation, activations and the optimiser are not.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ aten = torch.ops.aten
 class FlopCounter(TorchDispatchMode):
     """Adds up in `total` what is done inside `with`. Blocks that are compiled are not seen."""
 
+    is_counting = True
+    """False inside `uncounted`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
@@ -24,6 +29,8 @@ class FlopCounter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
         packet = function._overloadpacket
+        if not FlopCounter.is_counting:
+            return output
         if packet in ATTENTION:
             self.total += sdpa_flop_count(*(x.shape for x in args[:3]))
         elif packet in ATTENTION_BACKWARD:
@@ -32,6 +39,16 @@ class FlopCounter(TorchDispatchMode):
             formula: Any = flop_registry[packet]
             self.total += formula(*args, **(kwargs or {}), out_val=output)
         return output
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Leave out what is done inside: what is computed a second time is no work of the model's."""
+    FlopCounter.is_counting = False
+    try:
+        yield
+    finally:
+        FlopCounter.is_counting = True
 
 
 ATTENTION = {aten._scaled_dot_product_flash_attention_for_cpu}

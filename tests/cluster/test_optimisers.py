@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from cluster.engine import Engine, OptimiserConfig, parameter_groups
 from cluster.lars import Lars
 from models.batch import Batch
+from models.encoder import Encoder, EncoderConfig
+from models.resnet import ResnetConfig
+from models.sensor import SensorSpec
+from models.swin import SwinConfig
+from models.vit import VitConfig
 from pipeline.errors import InputError
 
 NUM_STEPS = 4
@@ -23,6 +28,37 @@ def test_rate_rises_then_falls_as_a_cosine_or_in_steps() -> None:
     assert [cosine.rate(step, 12) for step in (0, 3, 4, 8, 12)] == pytest.approx([0.5, 2.0, 2.0, 1.0, 0.0])
     steps = OptimiserConfig(learning_rate=2.0, warmup_steps=0, decay_at=(0.6, 0.8))
     assert [steps.rate(step, 200) for step in (0, 119, 120, 159, 160, 199)] == pytest.approx([2, 2, 0.2, 0.2, 0.02, 0.02])
+
+
+def test_rate_stays_until_it_falls_in_a_straight_line() -> None:
+    stable = OptimiserConfig(learning_rate=2.0, warmup_steps=4, cooldown_share=0.25, final_rate_share=0.1)
+    assert [stable.rate(step, 40) for step in (0, 4, 29, 30, 35, 40)] == pytest.approx([0.5, 2.0, 2.0, 2.0, 1.1, 0.2])
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin", "resnet"])
+def test_earlier_blocks_move_less(kind: str) -> None:
+    """Blocks are 0.5 of the next one's rate, what leads to a stage is with its first block, the stem half of the first block."""
+    spec = SensorSpec("dem", "active", "height", "m", 10.0, ("height",), (None,), (0.0,), (1.0,))
+    backbones = {"vit": VitConfig(16, 3, 2), "swin": SwinConfig(16, (2, 1), (2, 2), window=2), "resnet": ResnetConfig(18)}
+    model = nn.Module()
+    model.encoder = Encoder(EncoderConfig(backbones[kind], 40.0, (spec,)), torch.Generator().manual_seed(0))
+    model.head = nn.Linear(2, 2)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: group["rate_share"] for group in parameter_groups(model, 0.1, 0.5) for p in group["params"]}
+    assert set(found) == set(names.values())
+    depth = {"vit": 3, "swin": 3, "resnet": 8}[kind]
+    expected = {"head.weight": 1.0, "encoder.stem": 0.5 ** (depth + 1)}
+    expected |= {f"encoder.backbone.blocks.{index}.": 0.5 ** (depth - index) for index in range(depth)}
+    if kind != "resnet":
+        expected["encoder.backbone.norm"] = 1.0
+    if kind == "swin":
+        expected["encoder.backbone.merges.0."] = 0.5
+    for part, share in expected.items():
+        values = {value for name, value in found.items() if name.startswith(part)}
+        assert values == {share}, part
+    for group in parameter_groups(model, 0.1, 0.5):
+        assert {p.ndim >= 2 for p in group["params"]} == {group["decays"]} == {group["weight_decay"] == 0.1}
+    assert {group["rate_share"] for group in parameter_groups(model, 0.1)} == {1.0}
 
 
 def test_weight_decay_stays_or_follows_a_cosine() -> None:
@@ -75,6 +111,10 @@ def test_what_cannot_be_is_refused() -> None:
         OptimiserConfig(algorithm="lars")
     with pytest.raises(InputError, match=r"decay_at is \(120.0,\), expected shares of the run"):
         OptimiserConfig(decay_at=(120.0,))
+    with pytest.raises(InputError, match=r"cooldown_share is 0.2 and decay_at \(0.5,\), expected one of them"):
+        OptimiserConfig(decay_at=(0.5,), cooldown_share=0.2)
+    with pytest.raises(InputError, match=r"layer_decay is 1\.5, expected above 0, at most 1"):
+        OptimiserConfig(layer_decay=1.5)
 
 
 class Line(nn.Module):
