@@ -9,6 +9,8 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import InputError, RunFailed
 
+PLACEMENT = {"workers", "cpus_per_worker", "gpus_per_worker"}
+"""Settings that say where a run is executed, not what it is."""
 PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
@@ -25,7 +27,7 @@ class Run:
     def begin(self, config: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """Record what this run is; return its summary if it has finished before.
 
-        An unfinished run of the same configuration goes on; a folder of anything else is refused.
+        An unfinished run of the same configuration goes on, on other workers if so wished; a folder of anything else is refused.
         """
         content = {"job": self.job, "inputs": inputs, "config": json.loads(json.dumps(asdict(config)))}
         if storage.exists(self.path("config.json")):
@@ -35,9 +37,12 @@ class Run:
                 raise InputError(f"'{self.url}' holds a run with {different}; use a new folder or the same arguments")
             if storage.exists(self.path("summary.json")):
                 return storage.read_json(self.path("summary.json"))
-        elif storage.names(self.url):
-            raise InputError(f"'{self.url}' is not empty and not a run; give a new folder")
-        storage.write_json(self.path("config.json"), content | {"versions": _versions()})
+        try:
+            if storage.names(self.url) and not storage.exists(self.path("config.json")):
+                raise InputError(f"'{self.url}' is not empty and not a run; give a new folder")
+            storage.write_json(self.path("config.json"), content | {"versions": _versions()})
+        except OSError as error:
+            raise InputError(f"'{self.url}' cannot be written to ({error.strerror or error}); give a folder that can") from None
         return None
 
     def event(self, kind: str, **facts: Any) -> None:
@@ -81,7 +86,7 @@ def _versions() -> dict[str, str]:
 
 def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
     if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in sorted(found.keys() | wanted.keys()):
+        for key in sorted((found.keys() | wanted.keys()) - PLACEMENT):
             if different := _first_difference(found.get(key), wanted.get(key), f"{where}.{key}".strip(".")):
                 return different
         return None

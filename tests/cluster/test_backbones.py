@@ -21,8 +21,8 @@ RECIPES = {"swin": "msgfm_tiny", "vit": "loom_tiny", "resnet": "seco_tiny"}
 NUM_STEPS = 4
 
 
-def a_batch(step: int) -> Batch:
-    draw = torch.Generator().manual_seed(step)
+def a_batch(seed: int, step: int | None = None) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
 
     def tiles(spec: SensorSpec, times: int, side: int = 16) -> Tiles:
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (spec.mean, spec.std))
@@ -33,7 +33,7 @@ def a_batch(step: int) -> Batch:
 
     def batch(crops: tuple[Batch, ...] = ()) -> Batch:
         found = {spec.name: tiles(spec, 3) for spec in (OPTICAL, RADAR)}
-        return Batch(found, torch.full((4, 2), 10.0, dtype=torch.float64), step, crops)
+        return Batch(found, torch.full((4, 2), 10.0, dtype=torch.float64), seed if step is None else step, crops)
 
     return batch(tuple(batch() for _ in range(4)))
 

@@ -110,6 +110,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
     engine: Any = Engine.__new__(Engine)
     engine._config, engine._num_steps, engine._deepspeed, engine.device = OptimiserConfig(), 10, Zero(), "cpu"
-    engine._counts_flops, engine._flops_of = False, {}
+    engine._counts_flops, engine._flops_of, engine._groups = False, {}, [(1.0, True), (1.0, False)]
     with pytest.raises(RunFailed, match=r"step 5: loss terms are \{'balance': 0.0, 'loss': nan\}, expected finite numbers; lower"):
         engine.step(4, [(BATCH, torch.Generator())])

@@ -1,0 +1,31 @@
+"""A run's folder knows its own earlier self, wherever it is executed."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from cluster.run import Run
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    workers: int = 2
+    num_steps: int = 10
+
+
+def test_a_run_goes_on_elsewhere_but_not_as_another(tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"), "pretrain")
+    assert run.begin(Settings(), {"archive": "a"}) is None
+    assert run.begin(replace(Settings(), workers=1), {"archive": "a"}) is None
+    with pytest.raises(InputError, match=r"holds a run with config.num_steps = 10, not 20; use a new folder"):
+        run.begin(replace(Settings(), num_steps=20), {"archive": "a"})
+    run.finish({"steps": 10})
+    assert (run.begin(Settings(), {"archive": "a"}) or {})["steps"] == 10
+
+
+def test_where_nothing_can_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/run' cannot be written to \(Not a directory\); give a folder that can"):
+        Run(str(tmp_path / "file" / "run"), "pretrain").begin(Settings(), {})

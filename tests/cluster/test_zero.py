@@ -1,0 +1,143 @@
+"""Every ZeRO stage takes the same steps, and so does a run that goes on with another number of ranks, but for rounding."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from cluster.engine import Engine, OptimiserConfig
+from jobs.recipes import load_recipe
+from models.batch import Batch
+from tests.cluster.test_backbones import OPTICAL, RADAR, a_batch
+
+STAGES = (0, 1, 2, 3)
+LANES, STEPS = 2, 9
+SWITCHED = [(2, 3), (1, 6), (2, STEPS)]
+"""Numbers of ranks, each until a step."""
+RECIPES = ("mae_tiny", "byol_tiny")
+"""Sensors that take turns; and a teacher that follows."""
+
+
+class Small(nn.Module):
+    """Two layers, one of them another in every second step; a buffer that moves, and weights that move but are not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.enter, self.other, self.leave = nn.Linear(2, 33), nn.Linear(2, 33), nn.Linear(33, 3)
+        self.held = nn.Linear(2, 3).requires_grad_(False)
+        self.register_buffer("steps", torch.zeros(()))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) / 3)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        x = batch.lonlat.to(self.leave.weight.dtype)
+        enter = self.enter if batch.index % 2 else self.other
+        return {"loss": (self.leave(torch.tanh(enter(x))) - self.held(x)).float().pow(2).mean()}
+
+    def after_step(self, step: int, num_steps: int) -> None:
+        self.steps += 1
+        self.held.weight.mul_(0.9)
+
+
+def small_batch(step: int, lane: int) -> Batch:
+    draw = torch.Generator().manual_seed(100 * step + lane)
+    return Batch({}, torch.randn(8, 2, generator=draw, dtype=torch.float64), step)
+
+
+def _run(rank: int, world: int, start: int, stop: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_{start}_{world}", rank=rank, world_size=world)
+    for stage in STAGES:
+        config = OptimiserConfig(learning_rate=0.05, warmup_steps=2, zero_stage=stage)
+        engine = Engine(Small(), config, STEPS, 8, LANES // world)
+        if start:
+            assert engine.load(f"{folder}/{stage}_{start}") == start
+        losses = []
+        for step in range(start, stop):
+            lanes = [(small_batch(step, lane), torch.Generator()) for lane in range(rank, LANES, world)]
+            losses.append(engine.step(step, lanes)["loss"])
+        if stop < STEPS:
+            engine.save(f"{folder}/{stage}_{stop}", stop)
+        weights = engine.gather_master_weights()
+        if rank == 0:
+            torch.save((losses, weights), f"{folder}/{stage}_{start}_{stop}.pt")
+    if stop == STEPS:
+        _run_recipes(rank, world, folder)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _run_recipes(rank: int, world: int, folder: str) -> None:
+    found: dict[str, Any] = {}
+    for name in RECIPES:
+        for stage in STAGES:
+            objective = load_recipe("pretrain", name).build((OPTICAL, RADAR), torch.Generator().manual_seed(0))
+            engine = Engine(objective, OptimiserConfig(learning_rate=5e-3, warmup_steps=2, zero_stage=stage), 6, 4, 1)
+            losses = [engine.step(s, [(a_batch(2 * s + rank, s), torch.Generator().manual_seed(s))])["loss"] for s in range(6)]
+            found[f"{name} {stage}"] = (losses, engine.gather_master_weights())
+    if rank == 0:
+        torch.save(found, f"{folder}/recipes.pt")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    mp.spawn(_run, (2, 0, STEPS, str(folder)), 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def switched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, start = tmp_path_factory.mktemp("switched"), 0
+    for world, stop in SWITCHED:
+        mp.spawn(_run, (world, start, stop, str(folder)), world)
+        start = stop
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ranks_may_change(stage: int, whole: Path, switched: Path) -> None:
+    losses, weights = torch.load(whole / f"{stage}_0_{STEPS}.pt", weights_only=True)
+    others, start = [], 0
+    for _, stop in SWITCHED:
+        more, moved = torch.load(switched / f"{stage}_{start}_{stop}.pt", weights_only=True)
+        others, start = others + more, stop
+    assert losses[-1] < 0.7 * losses[0]
+    assert others == pytest.approx(losses, rel=0.01)
+    assert set(moved) == set(weights)
+    for name, value in weights.items():
+        torch.testing.assert_close(moved[name], value, rtol=0.02, atol=0.02, msg=name)
+    assert float(weights["steps"]) == STEPS
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_stages_take_the_same_steps(stage: int, whole: Path) -> None:
+    """Losses within 1 %, weights within 2 %: gradients are rounded to bf16 at different places."""
+    (first, weights), (losses, others) = (torch.load(whole / f"{number}_0_{STEPS}.pt", weights_only=True) for number in (0, stage))
+    assert losses == pytest.approx(first, rel=0.01)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=0.02, atol=0.02, msg=name)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stages_train_the_same_model(recipe: str, stage: int, whole: Path) -> None:
+    """A recipe's losses within 2 %, its weights, those of teachers too, where they were but for a hundredth of what they moved."""
+    found = torch.load(whole / "recipes.pt", weights_only=True)
+    (first, weights), (losses, others) = found[f"{recipe} 0"], found[f"{recipe} {stage}"]
+    assert losses == pytest.approx(first, rel=0.02)
+    begun = load_recipe("pretrain", recipe).build((OPTICAL, RADAR), torch.Generator().manual_seed(0)).state_dict()
+    moved, apart = (
+        torch.cat([(one[name] - other[name]).float().flatten() for name in begun if begun[name].is_floating_point()]).norm()
+        for one, other in ((weights, begun), (weights, others))
+    )
+    assert moved > 0
+    assert apart < 0.2 * moved
