@@ -23,9 +23,10 @@ from torch import nn
 from cluster.batches import sensor_specs, to_batch
 from cluster.connect import connect, require_resources
 from cluster.devices import peak_bf16_tflops
-from cluster.engine import Engine, OptimiserConfig
+from cluster.engine import Engine
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
+from cluster.optimiser import OptimiserConfig
 from cluster.preview import save_reconstructions
 from cluster.run import Run
 from cluster.snapshot import counts_of_run, plan_of

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from cluster.engine import OptimiserConfig
+from cluster.optimiser import OptimiserConfig
 from cluster.training import TrainConfig
 from jobs.recipes.schedules import tiny
 from models.encoder import EncoderConfig

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.engine import OptimiserConfig
+from cluster.optimiser import OptimiserConfig
 from cluster.training import TrainConfig
 from jobs.recipes.schedules import published, tiny
 from models.encoder import EncoderConfig

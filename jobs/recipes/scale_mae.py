@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.engine import OptimiserConfig
+from cluster.optimiser import OptimiserConfig
 from jobs.recipes.autoencoder import AutoencoderRecipe, tiny_autoencoder, two_cores
 from jobs.recipes.schedules import published, tiny
 from models.encoder import EncoderConfig

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from cluster.engine import OptimiserConfig
+from cluster.optimiser import OptimiserConfig
 from cluster.training import TrainConfig
 
 LANES, WORKERS = 64, 8

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from cluster.engine import OptimiserConfig
+from cluster.optimiser import OptimiserConfig
 from cluster.training import TrainConfig
 from models.encoder import Encoder, EncoderConfig
 from models.objectives.distillation import Distillation, DistillationConfig

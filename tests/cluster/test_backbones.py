@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cluster.engine import Engine, OptimiserConfig
+from cluster.engine import Engine
+from cluster.optimiser import OptimiserConfig
 from jobs.recipes import load_recipe
 from models.batch import Batch, Tiles
 from models.sensor import SensorSpec

@@ -10,8 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from cluster.engine import Engine, OptimiserConfig, parameter_groups
+from cluster.engine import Engine
 from cluster.lars import Lars
+from cluster.optimiser import OptimiserConfig, parameter_groups
 from models.batch import Batch
 from models.encoder import Encoder, EncoderConfig
 from models.resnet import ResnetConfig

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.engine import Engine, OptimiserConfig
+from cluster.engine import Engine
+from cluster.optimiser import OptimiserConfig
 from cluster.watch import MIN_HEAD_SHARE, MIN_RANK, MIN_STD, NUM_LOOKS, Watch, is_collapsed
 from models.batch import Batch, Tiles
 from pipeline.errors import RunFailed

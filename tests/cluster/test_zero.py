@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from cluster.engine import Engine, OptimiserConfig
+from cluster.engine import Engine
+from cluster.optimiser import OptimiserConfig
 from jobs.recipes import load_recipe
 from models.batch import Batch
 from tests.cluster.test_backbones import OPTICAL, RADAR, a_batch
