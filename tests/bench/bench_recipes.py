@@ -81,18 +81,16 @@ def peak_memory() -> Iterator[Callable[[], float]]:
     thread.join()
 
 
-def kill_after_first_checkpoint(arguments: list[str], folder: Path) -> int:
-    """Start a command, kill it once its run has a checkpoint; return the step of the last one it had."""
+def kill_after_first_checkpoint(arguments: list[str], folder: Path) -> None:
+    """Start a command, kill it once its run has a checkpoint that Ray Train has committed: what is only stored does not count."""
     process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    found: list[int] = []
-    while not found:
+    committed = folder / "checkpoints" / "checkpoint_manager_snapshot.json"
+    while not (committed.is_file() and '"checkpoint_dir_name"' in committed.read_text()):
         if process.poll() is not None:
             raise SystemExit(f"terraloom {' '.join(arguments)} ended with {process.returncode} before its first checkpoint")
         time.sleep(0.05)
-        found = [event["step"] for event in records(folder, "events.jsonl") if event["event"] == "checkpoint"]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return found[-1]
 
 
 def losses(folder: Path, warmup: int) -> dict[str, list[float]]:
@@ -153,10 +151,13 @@ def resumed(name: str, archive: str, work: Path) -> dict[str, Any]:
     """Run a recipe, kill it, run it again; return whether that is the model of the whole run, bit by bit."""
     folder = work / name / "killed"
     arguments = ["pretrain", name, archive, str(folder), *options_of(name, archive, work)]
-    killed_at = kill_after_first_checkpoint(arguments, folder)
+    kill_after_first_checkpoint(arguments, folder)
     run(*arguments)
+    went_on_at = [event["start"] for event in records(folder, "events.jsonl") if event["event"] == "training"][-1]
+    if not went_on_at:
+        raise SystemExit(f"'{folder}' began anew; expected it to go on from its checkpoint")
     models = [(work / name / part / "model" / "model.safetensors").read_bytes() for part in ("run", "killed")]
-    return {"killed_at": killed_at, "resumed_exactly": models[0] == models[1]}
+    return {"went_on_at": went_on_at, "resumed_exactly": models[0] == models[1]}
 
 
 def probe(names: list[str], work: Path) -> dict[str, dict[str, Any]]:
