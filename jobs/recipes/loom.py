@@ -25,7 +25,7 @@ class LoomRecipe(AutoencoderRecipe):
     site_weight: float = 1.0
     contrast_weight: float = 0.3
     asked_share: float = 0.25
-    """Of the hidden tokens, those that are decoded: a quarter learns as well and spares a quarter of the operations."""
+    """Of the hidden tokens, those that are decoded: a quarter learns as well and spares a third of the operations."""
     kernel_px: int = 4
     """Side of the generated kernels, best that of a token in pixels of most sensors."""
 
