@@ -9,9 +9,8 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import tyro
 from pydantic import ValidationError
@@ -356,13 +355,14 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
-    is_output = arguments[0] == "submit" or not {"-h", "--help"}.isdisjoint(arguments)  # what a job itself prints
+    output = sys.stdout
+    if arguments[0] != "submit" and {"-h", "--help"}.isdisjoint(arguments):
+        # The output is the summary alone: Ray prints notices about its cluster to standard output, until the process ends.
+        sys.stdout = sys.stderr
     try:
         if arguments[0] not in JOBS:
             raise InputError(f"job '{arguments[0]}' is unknown (known: {', '.join(JOBS)}); see terraloom --help")
-        # A job's output is its summary: Ray prints notices about its cluster to standard output, at any moment.
-        with nullcontext() if is_output else redirect_stdout(sys.stderr):
-            summary = JOBS[arguments[0]](arguments[1:])
+        summary = JOBS[arguments[0]](arguments[1:])
     except (InputError, ModelInputError) as error:
         print(f"terraloom: {_first_cause(error)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -370,9 +370,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"terraloom: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     if wants_json:
-        print(json.dumps(summary, default=str), flush=True)
+        print(json.dumps(summary, default=str), file=output, flush=True)
     else:
-        _show(summary)
+        _show(summary, output)
     raise SystemExit(int(summary.get("exit_status", 0)))
 
 
@@ -381,13 +381,13 @@ def _first_cause(error: Exception) -> str:
     return str(getattr(error, "cause", None) or error)
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _show(summary: dict[str, Any], output: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(file=output)
     if not console.is_terminal:
-        console = Console(width=150)  # what is piped should not be folded to 80 columns
+        console = Console(file=output, width=150)  # what is piped should not be folded to 80 columns
     for key, value in summary.items():
         if key != "table":
             shown = value if isinstance(value, str) else json.dumps(value, default=str)

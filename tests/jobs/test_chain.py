@@ -191,3 +191,18 @@ def test_folder_of_corrupt_scenes_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "cannot read" in done.stderr
     assert not (tmp_path / "scenes.json").exists()
+
+
+def test_output_is_the_summary_alone_until_the_process_ends(archive: str) -> None:
+    """Ray prints notices about its cluster whenever they come, also while the process ends."""
+    program = """
+import atexit, sys
+from jobs import cli
+atexit.register(lambda: print("a notice at the end"))
+cli.JOBS["inspect"] = lambda arguments, inspect=cli.JOBS["inspect"]: print("a notice before it") or inspect(arguments)
+cli.main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", program, "inspect", archive, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)
+    assert done.stderr.splitlines()[-2:] == ["a notice before it", "a notice at the end"]
