@@ -45,6 +45,13 @@ class OptimiserConfig:
     """Shares of the run after each of which the rate is a tenth; in place of the cosine."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0: any."""
+    skip_above: float = 6.0
+    """A step whose loss or gradient norm lies so many standard deviations above those of late is not taken (cluster/spikes.py);
+
+    0: only steps that are not finite are left out.
+    """
+    average_momentum: float = 0.0
+    """Of the moving average of the encoder's weights, which is then exported in their place, such as 0.9999; 0: none."""
     zero_stage: int = 2
     """DeepSpeed ZeRO stage, 0 to 3."""
     bf16: bool = True
@@ -60,6 +67,11 @@ class OptimiserConfig:
         if not 0 <= self.cooldown_share <= 1 or (self.cooldown_share and self.decay_at):
             raise InputError(
                 f"cooldown_share is {self.cooldown_share} and decay_at {self.decay_at}, expected one of them, a share from 0 to 1"
+            )
+        if self.skip_above < 0 or not 0 <= self.average_momentum < 1:
+            raise InputError(
+                f"skip_above is {self.skip_above} and average_momentum {self.average_momentum}, expected a number of standard "
+                f"deviations or 0, and from 0 to below 1"
             )
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay is {self.layer_decay}, expected above 0, at most 1")

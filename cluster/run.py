@@ -9,8 +9,8 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import InputError, RunFailed
 
-PLACEMENT = {"workers", "cpus_per_worker", "gpus_per_worker"}
-"""Settings that say where a run is executed, not what it is."""
+PLACEMENT = {"workers", "cpus_per_worker", "gpus_per_worker", "timeout_s", "keep_last", "keep_every", "keep_best"}
+"""Settings that say where a run is executed and what stays of it, not what it is."""
 PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 
@@ -49,13 +49,17 @@ class Run:
         """Append a line to events.jsonl."""
         storage.append_line(self.path("events.jsonl"), json.dumps({"time": time.time(), "event": kind, **facts}, default=str))
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return what is in events.jsonl, in order."""
+        if not storage.exists(self.path("events.jsonl")):
+            return []
+        return [json.loads(line) for line in storage.read_bytes(self.path("events.jsonl")).decode().splitlines()]
+
     def raise_failure(self) -> None:
         """Raise RunFailed with the reason that an earlier execution left, if it left one."""
-        if storage.exists(self.path("events.jsonl")):
-            events = map(json.loads, storage.read_bytes(self.path("events.jsonl")).decode().splitlines())
-            for event in events:
-                if event["event"] == "failed":
-                    raise RunFailed(event["reason"])
+        for event in self.events():
+            if event["event"] == "failed":
+                raise RunFailed(event["reason"])
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write summary.json, which makes the run count as finished, and return it."""

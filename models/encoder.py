@@ -7,6 +7,7 @@ Legend: B batch, T time, C channel, Y X pixels, y x tokens or cells of the last 
 
 import json
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -310,7 +311,7 @@ class Encoder(nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
 
 def _backbone(config: SwinConfig | VitConfig | ResnetConfig) -> Swin | Vit | Resnet:

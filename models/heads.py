@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ class MlpHead(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Return (N, D) in the parameters' dtype."""
-        x_ND = x_ND.to(next(self.layers[0].parameters()).dtype)
+        first: Any = self.layers[0]
+        x_ND = x_ND.to(first.weight.dtype)
         for index, layer in enumerate(self.layers):
             x_ND = layer(x_ND)
             if index < len(self.layers) - 1:

@@ -1,7 +1,8 @@
 """A slowly moving copy of what is trained: the teacher of MoCo, BYOL and DINO.
 
-Kept in float32 whatever the trained module is cast to: a step of an average with momentum 0.996 is lost in bf16. It is part
-of the objective's state, so it is saved and resumed with it, but never of what an optimiser trains.
+Kept in float32 whatever the trained module is cast to: a step of an average with momentum 0.996 is lost in bf16. Its weights
+are buffers: saved and resumed with the objective, but nothing that an optimiser trains, that ZeRO 3 takes apart, or that
+DeepSpeed casts (it casts parameters one by one, whatever their module says to it).
 """
 
 import copy
@@ -20,6 +21,9 @@ class MovingAverage(nn.Module):
         super().__init__()
         self.copy = copy.deepcopy(source).float().requires_grad_(False)
         for module in self.copy.modules():
+            for name, parameter in [*module.named_parameters(recurse=False)]:
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
             if hasattr(module, "drop"):
                 module.drop = 0.0  # type: ignore[assignment]  # a teacher drops no paths
 
@@ -29,11 +33,12 @@ class MovingAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, source: nn.Module, momentum: float) -> None:
-        """Set every parameter to momentum * itself + (1 - momentum) * the source's; buffers are copied."""
-        for average, parameter in zip(self.copy.parameters(), source.parameters(), strict=True):
+        """Set every weight to momentum * itself + (1 - momentum) * the source's; what the source has as buffers is copied."""
+        for name, parameter in source.named_parameters():
+            average = self.copy.get_buffer(name)
             average.lerp_(parameter.to(average.dtype), 1 - momentum)
-        for average_buffer, buffer in zip(self.copy.buffers(), source.buffers(), strict=True):
-            average_buffer.copy_(buffer)
+        for name, buffer in source.named_buffers():
+            self.copy.get_buffer(name).copy_(buffer)
 
     def run(self, function: Callable[[Any], Any], like: nn.Module) -> Any:
         """Return function(copy) without gradient, computed in the dtype of `like`, the module that is trained."""

@@ -2,8 +2,8 @@
 
 One read task per lane window; a dataset takes the next few windows that the steps of a sensor set need, and is drained
 at once while the one before it is trained on. What travels is decided by `decode`: 'cpu_nodes' decodes in the read
-tasks, blocks carry stored integers; 'trainer' only looks samples up there, and the rank's own threads read and decode.
-Both give the same micro-batches, bit by bit.
+tasks, blocks carry stored integers; 'trainer' only looks samples up there, and the rank's own threads read and decode;
+'process' does all of it here and needs no Ray. All give the same micro-batches, bit by bit.
 """
 
 import heapq
@@ -43,8 +43,8 @@ STEPS_AHEAD = 3
 class StreamConfig:
     """How samples become micro-batches."""
 
-    decode: Literal["trainer", "cpu_nodes"] = "trainer"
-    """Where tiles are decoded: by the trainer's threads, or by Ray tasks on any node."""
+    decode: Literal["trainer", "cpu_nodes", "process"] = "trainer"
+    """Where tiles are decoded: by the trainer's threads, or by Ray tasks on any node; 'process': all in this one, without Ray."""
     threads: int = 2
     """Threads of each worker that decode and augment."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -76,9 +76,10 @@ class Stream:
         self._start, self._stop = start, stop
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
+        if self._config.decode != "process":
+            context = ray.data.DataContext.get_current()
+            context.enable_progress_bars = False
+            context.execution_options.preserve_order = True
         with ThreadPoolExecutor(self._config.threads, "micro-batch") as makers:
             for futures in run_ahead(self._begun(makers), STEPS_AHEAD):
                 yield [future.result() for future in futures]
@@ -187,7 +188,7 @@ class _SetReader:
         return parts
 
     def _open(self, chunk: _Chunk) -> None:
-        if self._config.decode == "trainer" and chunk.shards is None:
+        if self._config.decode != "cpu_nodes" and chunk.shards is None:
             shards = names(self._plan, chunk.columns["shard"])
             chunk.shards = self._openers.submit(OpenShards, self._source.archive, self._plan.sensor_set, shards)
 
@@ -217,7 +218,7 @@ class _SetReader:
             yield from (piece for piece in pieces if piece.stop > start)
 
     def _samples_per_dataset(self) -> int:
-        if self._config.decode == "trainer":
+        if self._config.decode != "cpu_nodes":
             return SAMPLES_PER_DATASET
         archive, bytes_per_date = self._source.archive, 0
         for sensor in (archive.sensors[name] for name in self._plan.sensor_set):
@@ -226,6 +227,8 @@ class _SetReader:
         return max(1, BYTES_PER_DATASET // (bytes_per_date * self._source.view.num_dates))
 
     def _drain(self, windows: list[Window]) -> list[_Chunk]:
+        if self._config.decode == "process":
+            return [_Chunk(resolve(self._source, self._plan.sensor_set, w, names(self._plan, w.shard))) for w in windows]
         tasks = list(_groups(windows, SAMPLES_PER_TASK, SAMPLES_PER_TASK))
         dataset = ray.data.read_datasource(
             _WindowSource(self._source, self._plan, self._config.decode, tasks),

@@ -7,6 +7,7 @@ Legend as in `stem.py`; K width of a band's code, p pixels of a token, k pixels 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class GeneratedStem(Stem):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return next(chain(self.parameters(), self.buffers())).dtype  # a moving average has buffers alone
 
     def forward(self, pixels_BCYX: Tensor, spec: SensorSpec) -> Tensor:
         patch, kernels = spec.patch_px(self.token_size_m), self.kernels(spec)

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cluster.engine import Engine
 from cluster.optimiser import OptimiserConfig
+from cluster.zero import ZeroEngine
 from jobs.recipes import load_recipe
 from models.batch import Batch, Tiles
 from models.sensor import SensorSpec
@@ -39,7 +39,7 @@ def a_batch(seed: int, step: int | None = None) -> Batch:
     return batch(tuple(batch() for _ in range(4)))
 
 
-def steps(engine: Engine, first: int, last: int) -> list[float]:
+def steps(engine: ZeroEngine, first: int, last: int) -> list[float]:
     return [engine.step(step, [(a_batch(step), torch.Generator().manual_seed(step))])["loss"] for step in range(first, last)]
 
 
@@ -50,7 +50,7 @@ def _train(rank: int, folder: str) -> None:
     config, found = OptimiserConfig(learning_rate=1e-3, warmup_steps=1, zero_stage=1), {}
     for name, recipe in RECIPES.items():
         whole, first, second = (
-            Engine(
+            ZeroEngine(
                 load_recipe("pretrain", recipe).build((OPTICAL, RADAR), torch.Generator().manual_seed(seed)),
                 config,
                 NUM_STEPS,

@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from cluster.engine import Engine
 from cluster.lars import Lars
 from cluster.optimiser import OptimiserConfig, parameter_groups
+from cluster.zero import ZeroEngine
 from models.batch import Batch
 from models.encoder import Encoder, EncoderConfig
 from models.resnet import ResnetConfig
@@ -150,7 +150,7 @@ def _under_deepspeed(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=1)
     ends = []
     for config in configs():
-        engine = Engine(Line(), config, NUM_STEPS, 4, 1)
+        engine = ZeroEngine(Line(), config, NUM_STEPS, 4, 1)
         for step, batch in enumerate(batches()):
             engine.step(step, [(batch, torch.Generator())])
         ends.append(engine.gather_master_weights())

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.engine import Engine
-from cluster.optimiser import OptimiserConfig
 from cluster.watch import MIN_HEAD_SHARE, MIN_RANK, MIN_STD, NUM_LOOKS, Watch, is_collapsed
 from models.batch import Batch, Tiles
 from pipeline.errors import RunFailed
@@ -92,25 +90,3 @@ def test_steps_between_looks_are_not_looked_at() -> None:
 def test_thresholds(std: float, rank: float, projection_std: float, num_tiles: int, expected: bool) -> None:
     names = ("feature_std/dsm", "effective_rank/dsm", "projection_std/dsm", "num_tiles/dsm")
     assert is_collapsed(dict(zip(names, (std, rank, projection_std, num_tiles))), "dsm") is expected
-
-
-def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Zero(torch.nn.Module):
-        optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": 0.0}])
-        module = torch.nn.Identity()
-
-        def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
-            return {"loss": torch.tensor(float("nan"), requires_grad=True), "balance": torch.zeros(())}
-
-        def backward(self, loss: torch.Tensor) -> None:
-            loss.backward()
-
-        def step(self) -> None: ...
-
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
-    engine: Any = Engine.__new__(Engine)
-    engine._config, engine._num_steps, engine._deepspeed, engine.device = OptimiserConfig(), 10, Zero(), "cpu"
-    engine._counts_flops, engine._flops_of, engine._groups = False, {}, [(1.0, True), (1.0, False)]
-    with pytest.raises(RunFailed, match=r"step 5: loss terms are \{'balance': 0.0, 'loss': nan\}, expected finite numbers; lower"):
-        engine.step(4, [(BATCH, torch.Generator())])

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from cluster.engine import Engine
 from cluster.optimiser import OptimiserConfig
+from cluster.zero import ZeroEngine
 from jobs.recipes import load_recipe
 from models.batch import Batch
 from tests.cluster.test_backbones import OPTICAL, RADAR, a_batch
@@ -58,7 +58,7 @@ def _run(rank: int, world: int, start: int, stop: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_{start}_{world}", rank=rank, world_size=world)
     for stage in STAGES:
         config = OptimiserConfig(learning_rate=0.05, warmup_steps=2, zero_stage=stage)
-        engine = Engine(Small(), config, STEPS, 8, LANES // world)
+        engine = ZeroEngine(Small(), config, STEPS, 8, LANES // world)
         if start:
             assert engine.load(f"{folder}/{stage}_{start}") == start
         losses = []
@@ -81,7 +81,7 @@ def _run_recipes(rank: int, world: int, folder: str) -> None:
     for name in RECIPES:
         for stage in STAGES:
             objective = load_recipe("pretrain", name).build((OPTICAL, RADAR), torch.Generator().manual_seed(0))
-            engine = Engine(objective, OptimiserConfig(learning_rate=5e-3, warmup_steps=2, zero_stage=stage), 6, 4, 1)
+            engine = ZeroEngine(objective, OptimiserConfig(learning_rate=5e-3, warmup_steps=2, zero_stage=stage), 6, 4, 1)
             losses = [engine.step(s, [(a_batch(2 * s + rank, s), torch.Generator().manual_seed(s))])["loss"] for s in range(6)]
             found[f"{name} {stage}"] = (losses, engine.gather_master_weights())
     if rank == 0:

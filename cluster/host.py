@@ -1,0 +1,114 @@
+"""Where a training loop runs: under Ray Train on any number of workers, or in this process with nothing around it.
+
+A host gives the loop its rank and its engine, the step to begin with, and a safe place for checkpoints. What is trained,
+on which samples, and what is recorded is the same on both.
+"""
+
+import tempfile
+from abc import ABC, abstractmethod
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+from torch import nn
+
+from cluster.bare import BareEngine
+from cluster.engine import Engine
+from cluster.kept import Kept
+from cluster.optimiser import OptimiserConfig
+from cluster.run import Run
+from cluster.zero import ZeroEngine
+from pipeline import storage
+
+
+class Host(ABC):
+    """rank of world_size, of which neighbours are on this machine."""
+
+    rank, world_size, neighbours = 0, 1, 1
+
+    @abstractmethod
+    def engine(
+        self, objective: nn.Module, config: OptimiserConfig, num_steps: int, batch_size: int, lanes: int, counts_flops: bool
+    ) -> Engine:
+        """Return what takes the steps of `lanes` micro-batches over all ranks."""
+
+    @abstractmethod
+    def start(self, engine: Engine) -> int:
+        """Restore the run's last whole checkpoint, if it has one; return the step to begin with."""
+
+    @abstractmethod
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, is_last: bool) -> None:
+        """Save and make it the run's checkpoint once all of it is stored; every rank must call it."""
+
+    def is_leaving(self) -> bool:
+        """Return whether a machine of the run has been told that it will be taken away; the same on every rank."""
+        return False
+
+
+class RayHost(Host):
+    """A worker of Ray Train: DeepSpeed over all of them, checkpoints by Ray Train, stored while training goes on."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.neighbours = context.get_local_world_size()
+
+    def engine(
+        self, objective: nn.Module, config: OptimiserConfig, num_steps: int, batch_size: int, lanes: int, counts_flops: bool
+    ) -> Engine:
+        return ZeroEngine(objective, config, num_steps, batch_size, lanes // self.world_size, counts_flops)
+
+    def start(self, engine: Engine) -> int:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as folder:
+            return engine.load(folder)
+
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, is_last: bool) -> None:
+        folder = tempfile.mkdtemp(prefix="terraloom-checkpoint-")
+        engine.save(folder, next_step)
+        kept.add(folder, next_step)
+        ray.train.report(
+            terms,
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_dir_name=_name(next_step),
+            checkpoint_upload_mode=CheckpointUploadMode.SYNC if is_last else CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+        kept.tidy(self.rank)  # all ranks have reported: what is kept is whole
+
+    def is_leaving(self) -> bool:
+        return ray.train.get_preemption_info() is not None
+
+
+class BareHost(Host):
+    """This process, plain torch, the folder `RUN/checkpoints/bare`."""
+
+    def __init__(self, run: Run, keep_last: int):
+        self._folder, self._keep_last = run.path("checkpoints", "bare"), keep_last
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def engine(
+        self, objective: nn.Module, config: OptimiserConfig, num_steps: int, batch_size: int, lanes: int, counts_flops: bool
+    ) -> Engine:
+        return BareEngine(objective, config, num_steps, lanes, self._device, counts_flops)
+
+    def start(self, engine: Engine) -> int:
+        if not (found := storage.names(self._folder)):
+            return 0
+        with storage.local_copy(storage.join(self._folder, found[-1])) as folder:
+            return engine.load(str(folder))
+
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, is_last: bool) -> None:
+        with storage.staged_folder(storage.join(self._folder, _name(next_step))) as folder:
+            engine.save(str(folder), next_step)
+            kept.add(str(folder), next_step)
+        kept.tidy(0)
+        for name in storage.names(self._folder)[: -self._keep_last]:
+            storage.remove(storage.join(self._folder, name))
+
+
+def _name(next_step: int) -> str:
+    return f"{next_step:08d}"

@@ -1,0 +1,226 @@
+"""Optimiser steps under DeepSpeed ZeRO: what is wrapped, with which precision, how it is saved."""
+
+import io
+import math
+import os
+import socket
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.utils import combine_grad_norm_groups
+from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from torch import nn
+
+from cluster.engine import Engine, Judge
+from cluster.optimiser import OptimiserConfig
+from models.batch import Batch
+
+TAG = "state"
+RANKS = "ranks.txt"
+"""In a checkpoint, how many ranks wrote it."""
+WHOLE = "whole.pt"
+"""In what a checkpoint is converted to, all weights and buffers."""
+ANY_NORM = 1e12
+"""Stands for no clipping: without a limit DeepSpeed (0.19) does not measure the gradient's norm at stage 0."""
+
+
+class ZeroEngine(Engine):
+    """An objective under DeepSpeed on this rank. `accumulate`: micro-batches a rank gives to one step."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        config: OptimiserConfig,
+        num_steps: int,
+        batch_size: int,
+        accumulate: int,
+        counts_flops: bool = True,
+    ):
+        super().__init__(objective, config, num_steps, counts_flops)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=self._build(objective),
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": batch_size,
+                "gradient_accumulation_steps": accumulate,
+                "gradient_clipping": config.clip_norm or ANY_NORM,
+                "bf16": {"enabled": config.bf16, "check_grad_overflow": True},
+                # Reductions in float32: gradients of few samples in bf16 lose what many ranks should average.
+                "communication_data_type": "fp32",
+                "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 10**9,
+            },
+        )
+        if isinstance(self._deepspeed.optimizer, FP16_UnfusedOptimizer):
+            # It has taken a step without gradients to make room (0.19), here at rate 0: Adam shall not count it.
+            self._deepspeed.optimizer.optimizer.state.clear()
+        self._judge: Judge = lambda norm: True
+        self._norm = 0.0
+        self._let_norms_be_judged()
+
+    @property
+    def objective(self) -> nn.Module:
+        return self._deepspeed.module
+
+    @property
+    def device(self) -> torch.device:
+        return self._deepspeed.device
+
+    def step(self, step: int, batches: Iterable[tuple[Batch, torch.Generator]]) -> dict[str, Any]:
+        if self.config.zero_stage == 3:
+            # Else a module that this step does not use is given its last gradient once more (DeepSpeed 0.19).
+            self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
+        return super().step(step, batches)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self._deepspeed.optimizer.param_groups
+
+    def _backward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        terms = self._deepspeed(batch, generator)
+        self._deepspeed.backward(terms["loss"])
+        if not self._deepspeed.is_gradient_accumulation_boundary():
+            self._deepspeed.step()
+        return terms
+
+    def _update(self, judge: Judge) -> float:
+        self._judge = judge
+        self._deepspeed.step()
+        return self._norm
+
+    def _let_norms_be_judged(self) -> None:
+        """Have every stage ask before it takes a step; one that is refused goes the way of an overflow (DeepSpeed 0.19).
+
+        By itself stages 0 and 3 leave steps out that are not finite and say nothing, and stages 1 and 2 take them in bf16.
+        """
+        optimiser, stage = self._deepspeed.optimizer, self.config.zero_stage
+        refused = torch.tensor(-1.0, device=self.device)  # what DeepSpeed makes of a norm that is not finite
+
+        def is_taken(norm: float) -> bool:
+            self._norm = norm if norm >= 0 else math.nan
+            return self._judge(self._norm)
+
+        if stage == 3:
+            norms = optimiser._get_norm_groups
+
+            def judged_groups() -> list[torch.Tensor]:
+                found = norms()
+                return found if is_taken(float(combine_grad_norm_groups(found))) else [refused]
+
+            optimiser._get_norm_groups = judged_groups
+        elif stage:
+            measure = optimiser.scaled_global_norm
+
+            def judged_norm() -> torch.Tensor:
+                norm = measure()
+                return norm if is_taken(float(norm)) else refused
+
+            optimiser.scaled_global_norm = judged_norm
+            optimiser.check_overflow = lambda partition_gradients: None  # the norm shows it
+        elif self.config.bf16:
+            trained = [p for group in optimiser.fp16_groups for p in group]
+            optimiser.overflow_checker.check = lambda: not is_taken(_norm(trained))
+        else:
+            take, limit = optimiser.step, self.config.clip_norm or ANY_NORM
+            trained = [p for group in optimiser.param_groups for p in group["params"]]
+            self._deepspeed.clip_fp32_gradients = lambda: setattr(self, "_norm", float(nn.utils.clip_grad_norm_(trained, limit)))
+            optimiser.step = lambda: take() if is_taken(self._norm) else None
+
+    def save(self, folder: str, next_step: int) -> None:
+        # DeepSpeed needs this entry to convert stages 1 and 2 to another world size (0.19).
+        state = {"next_step": next_step, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        state["spikes"] = self._spikes.state()
+        self._deepspeed.save_checkpoint(folder, tag=TAG, client_state=state)
+        if dist.get_rank() == 0:
+            (Path(folder) / RANKS).write_text(str(dist.get_world_size()))
+
+    def load(self, folder: str) -> int:
+        """Restore what `save` wrote, on as many ranks or others, of one machine or many; return the next step.
+
+        With as many ranks the run goes on bit by bit. `folder` is left as it is.
+        """
+        written = int((Path(folder) / RANKS).read_text())
+        if written == dist.get_world_size() or not self.config.zero_stage:
+            _, state = self._deepspeed.load_checkpoint(folder, tag=TAG)
+        else:
+            with _for_any_ranks(folder, self.config.zero_stage) as converted:
+                self._deepspeed._config.load_universal_checkpoint = True
+                _, state = self._deepspeed.load_checkpoint(converted, tag=TAG)
+                self._deepspeed._config.load_universal_checkpoint = False
+                # Stage 3 gives all groups one and the same counter of steps, which each of them would move (DeepSpeed 0.19).
+                for facts in self._deepspeed.optimizer.optimizer.state.values():
+                    facts |= {name: value.clone() for name, value in facts.items() if name == "step"}
+                self._restore_untrained(torch.load(Path(converted) / WHOLE, mmap=True, weights_only=True))
+        self._spikes.restore(state["spikes"])
+        return int(state["next_step"])
+
+    @torch.no_grad()
+    def _restore_untrained(self, weights: dict[str, torch.Tensor]) -> None:
+        """Set buffers and weights that are not trained, such as a moving average's: universal checkpoints leave them (0.19)."""
+        with self._whole():
+            held = [(name, p) for name, p in self.objective.named_parameters() if not p.requires_grad]
+            for name, tensor in [*held, *self.objective.named_buffers()]:
+                tensor.copy_(weights[name])
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        if self.config.zero_stage < 3:
+            yield
+            return
+        trained = [p for p in self.objective.parameters() if p.requires_grad]
+        held = [p for p in self.objective.parameters() if not p.requires_grad]
+        with GatheredParameters(trained), GatheredParameters(held, modifier_rank=0):
+            yield
+
+    def gather_master_weights(self) -> dict[str, torch.Tensor]:
+        optimiser, weights = self._deepspeed.optimizer, {}
+        master: dict[int, torch.Tensor] = {}
+        if isinstance(optimiser, FP16_UnfusedOptimizer):  # stage 0 in bf16
+            for low, high in zip(optimiser.fp16_groups, optimiser.fp32_groups, strict=True):
+                master |= {id(one): other for one, other in zip(low, high, strict=True)}
+        for name, parameter in self.objective.named_parameters():
+            if parameter.requires_grad:
+                full = safe_get_full_fp32_param(parameter) if self.config.zero_stage else master.get(id(parameter), parameter)
+                weights[name] = full.detach().cpu().clone()
+        with self._whole():
+            held = {name: p.detach().float() for name, p in self.objective.named_parameters() if not p.requires_grad}
+            held |= dict(self.objective.named_buffers())
+            return weights | {name: tensor.detach().cpu().clone() for name, tensor in held.items()}
+
+
+@contextmanager
+def _for_any_ranks(folder: str, zero_stage: int) -> Iterator[str]:
+    """Yield a folder with what `folder` holds, not cut for a number of ranks: DeepSpeed's universal checkpoint, one a machine."""
+    with tempfile.TemporaryDirectory() as own:
+        places: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(places, (socket.gethostname(), own))
+        converted = next(place for host, place in places if host == socket.gethostname())
+        if converted == own:
+            how = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
+            paths = {"input_folder": os.path.join(folder, TAG), "output_folder": os.path.join(own, TAG)}
+            with redirect_stdout(io.StringIO()):
+                ds_to_universal.main(Namespace(**paths, **how, inject_missing_state=False))
+                if zero_stage == 3:
+                    weights = get_fp32_state_dict_from_zero_checkpoint(folder, tag=TAG)
+                else:
+                    weights = torch.load(os.path.join(folder, TAG, "mp_rank_00_model_states.pt"), weights_only=False)["module"]
+                torch.save(weights, Path(own) / WHOLE)
+        dist.barrier()
+        yield converted
+        dist.barrier()
+
+
+def _norm(parameters: list[nn.Parameter]) -> float:
+    return float(nn.utils.get_total_norm([p.grad.float() for p in parameters if p.grad is not None]))
