@@ -15,11 +15,17 @@ from torch import nn
 
 from cluster.bare import BareEngine
 from cluster.engine import Engine
-from cluster.kept import Kept
+from cluster.kept import FOLDER, Kept
 from cluster.optimiser import OptimiserConfig
 from cluster.run import Run
 from cluster.zero import ZeroEngine
 from pipeline import storage
+from pipeline.errors import InputError
+
+BARE_FOLDER = "bare"
+"""In RUN/checkpoints, what a run without Ray writes."""
+COMMITTED = "checkpoint_manager_snapshot.json"
+"""In RUN/checkpoints, where Ray Train (2.60) says which of them are whole."""
 
 
 class Host(ABC):
@@ -87,7 +93,7 @@ class BareHost(Host):
     """This process, plain torch, the folder `RUN/checkpoints/bare`."""
 
     def __init__(self, run: Run, keep_last: int):
-        self._folder, self._keep_last = run.path("checkpoints", "bare"), keep_last
+        self._folder, self._keep_last = run.path("checkpoints", BARE_FOLDER), keep_last
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def engine(
@@ -108,6 +114,24 @@ class BareHost(Host):
         kept.tidy(0)
         for name in storage.names(self._folder)[: -self._keep_last]:
             storage.remove(storage.join(self._folder, name))
+
+
+def checkpoint_url(run: Run, step: int | None) -> str:
+    """Return the folder of the run's last whole checkpoint, or of the one that was kept of `step`."""
+    if step is not None:
+        url = run.path(FOLDER, _name(step))
+        if not storage.exists(url):
+            found = ", ".join(str(int(name)) for name in storage.names(run.path(FOLDER))) or "none"
+            raise InputError(
+                f"'{run.url}' has kept no checkpoint of step {step} (has {found}); give one of them, or none for the last"
+            )
+        return url
+    if bare := storage.names(run.path("checkpoints", BARE_FOLDER)):
+        return run.path("checkpoints", BARE_FOLDER, bare[-1])
+    if not storage.exists(run.path("checkpoints", COMMITTED)):
+        raise InputError(f"'{run.url}' has no checkpoint yet; wait for its first, or give another run")
+    last = storage.read_json(run.path("checkpoints", COMMITTED))["latest_checkpoint_result"]
+    return run.path("checkpoints", last["checkpoint_dir_name"])
 
 
 def _name(next_step: int) -> str:

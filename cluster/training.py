@@ -25,7 +25,7 @@ from cluster.devices import peak_bf16_tflops
 from cluster.engine import Engine
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
-from cluster.host import BareHost, Host, RayHost
+from cluster.host import BARE_FOLDER, COMMITTED, BareHost, Host, RayHost
 from cluster.kept import Kept
 from cluster.optimiser import OptimiserConfig
 from cluster.preview import save_reconstructions
@@ -47,6 +47,7 @@ FAILURES_AT_ONCE = 3
 """Failures without a checkpoint in between that are no accident any more."""
 RESIZE_SECONDS = 30.0
 """How often Ray looks whether a run with too few workers can have more."""
+HOW_TO_GO_ON = "--workers 0 is without, any other number with Ray"
 AVERAGE = "average.copy."
 """Before the names of the encoder's weights averaged over steps."""
 
@@ -59,7 +60,7 @@ class TrainConfig:
     batch_size: int = 32
     """Samples a lane and step; the global batch is `lanes` times as large, whatever the number of workers."""
     lanes: int = 2
-    workers: int | str = 2
+    workers: str = "2"
     """Processes that train together; 'least:most' for as many as the cluster has room for at any time; 0: this process, without
 
     Ray and DeepSpeed.
@@ -118,7 +119,7 @@ class TrainConfig:
 
     @property
     def _range(self) -> tuple[int, int]:
-        parts = str(self.workers).split(":")
+        parts = self.workers.split(":")
         if len(parts) > 2 or not all(part.isdigit() for part in parts):
             raise InputError(f"workers is '{self.workers}', expected a number, or least:most such as 2:8")
         fewest, most = int(parts[0]), int(parts[-1])
@@ -139,6 +140,15 @@ class Job:
     extra: dict[str, Any]
     """What the exported model's config.json says besides its shape."""
 
+    def finished(self, sensors: tuple[SensorSpec, ...], weights: dict[str, torch.Tensor]) -> Any:
+        """Return the objective with `weights` as an engine gathers them, its encoder with their average if there is one."""
+        averages = {name.removeprefix(AVERAGE): weights.pop(name) for name in [*weights] if name.startswith(AVERAGE)}
+        objective: Any = self.build(sensors, torch.Generator())
+        objective.load_state_dict(weights)
+        if averages:
+            objective.encoder.load_state_dict(averages)
+        return objective
+
 
 def train(job: Job) -> dict[str, Any]:
     """Run `job` on the cluster to its end; return the facts for the summary."""
@@ -148,6 +158,9 @@ def train(job: Job) -> dict[str, Any]:
     if config.most:
         connect()
         require_resources(config.fewest, config.cpus_per_worker, READ_CPUS, config.gpus_per_worker)
+    begun = run.path("checkpoints", BARE_FOLDER if config.most else COMMITTED)
+    if storage.exists(begun):
+        raise InputError(f"'{run.url}' was begun {'without' if config.most else 'with'} Ray and can only go on so; {HOW_TO_GO_ON}")
     # So that wrong input ends here, in one line, and not in the workers.
     archive = open_archive(job.archive_url)
     if config.compile:
@@ -278,11 +291,7 @@ def _train(job: Job, plan: Plan, host: Host) -> dict[str, Any]:
     if host.rank == 0:
         assert recorder
         recorder.flush()
-        trained: Any = job.build(sensor_specs(archive), torch.Generator())
-        averages = {name.removeprefix(AVERAGE): weights.pop(name) for name in [*weights] if name.startswith(AVERAGE)}
-        trained.load_state_dict(weights)
-        if averages:
-            trained.encoder.load_state_dict(averages)
+        trained = job.finished(sensor_specs(archive), weights)
         with storage.staged_folder(run.path("model")) as folder:
             trained.encoder.save(folder, job.extra)
         save_reconstructions(trained, replace(source, splits=("val", "test")), plan, run)

@@ -29,6 +29,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   inspect    ARCHIVE                           say what is in an archive
   repair     ARCHIVE                           make its catalog anew from whole shards, list what is lost
   pretrain   RECIPE ARCHIVE RUN                train a foundation model
+  export     RUN MODEL                         write the encoder of a checkpoint, also while the run goes on
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
   evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
   report     RUN...                            one HTML page about runs
@@ -106,6 +107,18 @@ class Ingest:
     """Local folder with the data set's files, as published."""
     archive: Positional[str]
     grid: OmitArgPrefixes[GridOptions] = field(default_factory=GridOptions)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the encoder of a checkpoint as safetensors and JSON: the run may still go on."""
+
+    run: Positional[str]
+    """Folder of a pretrain or distill run."""
+    model: Positional[str]
+    """Folder for the encoder."""
+    step: int | None = None
+    """Of a checkpoint that was kept (--keep-every, --keep-best); default: the last one."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +206,13 @@ def _inspect(arguments: list[str]) -> dict[str, Any]:
     from jobs.inspect import inspect
 
     return inspect(_parse(Inspect, arguments, "inspect").archive)
+
+
+def _export(arguments: list[str]) -> dict[str, Any]:
+    from jobs.export import export
+
+    options = _parse(Export, arguments, "export")
+    return export(options.run, options.model, options.step)
 
 
 def _repair(arguments: list[str]) -> dict[str, Any]:
@@ -303,6 +323,7 @@ JOBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "inspect": _inspect,
     "repair": _repair,
     "pretrain": _pretrain,
+    "export": _export,
     "distill": _distill,
     "evaluate": _evaluate,
     "report": _report,

@@ -30,7 +30,7 @@ def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_u
             archive_url=archive,
             name="distill",
             config=recipe.train,
-            build=partial(_build, recipe, teacher_run.path("model")),
+            build=build(recipe, teacher_run.path("model")),
             extra={"recipe": recipe_name, "teacher": teacher_run.url, "settings": asdict(recipe)},
         )
     )
@@ -61,6 +61,11 @@ def model_folder(teacher: str) -> str:
         f"teacher '{url}' holds no model (neither model/model.safetensors nor model.safetensors); "
         f"give the folder of a finished run or of its model"
     )
+
+
+def build(recipe: Any, model_url: str) -> Any:
+    """Return a function that makes the objective of `recipe` with the teacher at `model_url`."""
+    return partial(_build, recipe, model_url)
 
 
 def _build(recipe: Any, teacher_url: str, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> nn.Module:

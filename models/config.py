@@ -37,6 +37,17 @@ def from_dict(kind: type[C], content: Any, where: str = "config") -> C:
     return kind(**{key: _typed(hints[key], value, f"{where}.{key}") for key, value in content.items()})
 
 
+def updated(config: C, content: Any) -> C:
+    """Return `config` with the values that JSON holds of one of the same shape."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.replace(config, **{name: updated(getattr(config, name), value) for name, value in content.items()})
+    return _frozen(content)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 def hint(name: str, known: typing.Iterable[str]) -> str:
     """Return "; did you mean '...'?" if one of `known` is close to `name`, else nothing."""
     close = difflib.get_close_matches(str(name), list(known), n=1)

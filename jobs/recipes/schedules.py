@@ -21,7 +21,7 @@ def published(
         num_steps=epochs * per_epoch,
         batch_size=batch // lanes,
         lanes=lanes,
-        workers=WORKERS,
+        workers=str(WORKERS),
         gpus_per_worker=1.0,
         checkpoint_every=per_epoch,
         optimiser=OptimiserConfig(**settings),
@@ -39,4 +39,4 @@ def tiny(train: TrainConfig, **changes: Any) -> TrainConfig:
 
 def whole_batch(train: TrainConfig, workers: int) -> TrainConfig:
     """Return the same run with one micro-batch a worker, for what compares the samples of a batch with one another."""
-    return replace(train, workers=workers, lanes=workers, batch_size=train.lanes * train.batch_size // workers)
+    return replace(train, workers=str(workers), lanes=workers, batch_size=train.lanes * train.batch_size // workers)

@@ -47,7 +47,7 @@ def test_published_settings(name: str) -> None:
     assert train.optimiser.learning_rate == pytest.approx(rate)
     assert train.num_steps == epochs * train.checkpoint_every
     if not name.startswith("dino"):
-        assert train.lanes == train.workers
+        assert train.lanes == train.most
 
 
 @pytest.mark.parametrize("kind", sorted({type(recipe) for recipe in JOINT.values()}, key=lambda kind: kind.__name__))
