@@ -55,7 +55,7 @@ class BareEngine(Engine):
 
     def _backward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         terms = self._objective(batch, generator)
-        (terms["loss"] / self._accumulate).backward()
+        (terms["loss"] * self.config.weight(terms) / self._accumulate).backward()
         return terms
 
     @torch.no_grad()

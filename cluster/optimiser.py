@@ -1,7 +1,10 @@
 """Which optimiser, at which rate: schedules, weight decay, and the groups of parameters that these differ for."""
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -45,6 +48,8 @@ class OptimiserConfig:
     """Shares of the run after each of which the rate is a tenth; in place of the cosine."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0: any."""
+    sensor_weights: tuple[tuple[str, float], ...] = ()
+    """What the loss of a step counts: the mean of the weights of the sensors that take part in it, 1 for those not named."""
     skip_above: float = 6.0
     """A step whose loss or gradient norm lies so many standard deviations above those of late is not taken (cluster/spikes.py);
 
@@ -54,6 +59,8 @@ class OptimiserConfig:
     """Of the moving average of the encoder's weights, which is then exported in their place, such as 0.9999; 0: none."""
     zero_stage: int = 2
     """DeepSpeed ZeRO stage, 0 to 3."""
+    offload: bool = False
+    """Keep optimiser states and float32 weights in the machine's memory instead of the GPU's (ZeRO 1 to 3): slower, smaller."""
     bf16: bool = True
     """bf16 weights and activations with float32 master weights; False: all float32."""
 
@@ -68,6 +75,8 @@ class OptimiserConfig:
             raise InputError(
                 f"cooldown_share is {self.cooldown_share} and decay_at {self.decay_at}, expected one of them, a share from 0 to 1"
             )
+        if any(weight < 0 for _, weight in self.sensor_weights):
+            raise InputError(f"sensor_weights is {self.sensor_weights}, expected weights of 0 or more")
         if self.skip_above < 0 or not 0 <= self.average_momentum < 1:
             raise InputError(
                 f"skip_above is {self.skip_above} and average_momentum {self.average_momentum}, expected a number of standard "
@@ -75,6 +84,8 @@ class OptimiserConfig:
             )
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay is {self.layer_decay}, expected above 0, at most 1")
+        if self.offload and not self.zero_stage:
+            raise InputError("offload is set and zero_stage is 0, where every rank holds all; expected zero_stage 1, 2 or 3")
         if self.algorithm == "lars" and (self.zero_stage or self.bf16):
             raise InputError(
                 f"lars with zero_stage {self.zero_stage} and bf16 {self.bf16} would see flattened pieces of parameters, whose "
@@ -98,6 +109,12 @@ class OptimiserConfig:
         if self.final_weight_decay is None:
             return self.weight_decay
         return _cosine(self.weight_decay, self.final_weight_decay, step / max(1, num_steps))
+
+    def weight(self, terms: Iterable[str]) -> float:
+        """Return what a step counts that has such loss terms: 'mse/dsm', 'objective/dsm+sentinel2_l2a', 'l1/dsm->dsm'."""
+        found = {sensor for term in terms for sensor in re.split(r"\+|->", term.partition("/")[2]) if sensor}
+        weights = dict(self.sensor_weights)
+        return fmean(weights.get(sensor, 1.0) for sensor in found) if weights and found else 1.0
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Return the optimiser of `module`, at rate 0 until a step sets it."""

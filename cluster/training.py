@@ -169,6 +169,8 @@ def train(job: Job) -> dict[str, Any]:
     plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
     if config.stream.crops:
         config.stream.crops.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
+    if unknown := {name for name, _ in config.optimiser.sensor_weights} - set(archive.sensors):
+        raise InputError(f"sensor_weights names {sorted(unknown)[0]}, the archive has {', '.join(sorted(archive.sensors))}")
     with torch.device("meta"):  # shapes only: nothing is allocated
         job.build(sensor_specs(archive), None)
     started = time.time()

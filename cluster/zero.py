@@ -59,7 +59,9 @@ class ZeroEngine(Engine):
                 "bf16": {"enabled": config.bf16, "check_grad_overflow": True},
                 # Reductions in float32: gradients of few samples in bf16 lose what many ranks should average.
                 "communication_data_type": "fp32",
-                "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
+                "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False}
+                | ({"offload_optimizer": {"device": "cpu"}} if config.offload else {}),
+                "zero_force_ds_cpu_optimizer": False,  # torch's AdamW on the processor: theirs is compiled on each machine first
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 10**9,
             },
@@ -90,7 +92,7 @@ class ZeroEngine(Engine):
 
     def _backward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         terms = self._deepspeed(batch, generator)
-        self._deepspeed.backward(terms["loss"])
+        self._deepspeed.backward(terms["loss"] * self.config.weight(terms))
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()
         return terms

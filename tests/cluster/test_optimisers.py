@@ -1,5 +1,6 @@
 """Rates, weight decay and optimisers: worked numbers, LARS by its formula, and the same under DeepSpeed as in a plain loop."""
 
+import copy
 import math
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from cluster.bare import BareEngine
 from cluster.lars import Lars
 from cluster.optimiser import OptimiserConfig, parameter_groups
 from cluster.zero import ZeroEngine
@@ -118,6 +120,23 @@ def test_what_cannot_be_is_refused() -> None:
         OptimiserConfig(layer_decay=1.5)
 
 
+def test_a_step_counts_what_its_sensors_do() -> None:
+    config = OptimiserConfig(sensor_weights=(("dsm", 0.5), ("sar", 2.0)))
+    assert config.weight(["loss", "mse/dsm", "balance"]) == 0.5
+    assert config.weight(["objective/dsm+optical"]) == 0.75
+    assert config.weight(["l1/dsm->dsm", "l1/dsm->sar"]) == 1.25
+    assert config.weight(["loss"]) == 1.0
+    with pytest.raises(InputError, match=r"expected weights of 0 or more"):
+        OptimiserConfig(sensor_weights=(("dsm", -1.0),))
+    model, ends, plain = Line(), [], {"bf16": False, "warmup_steps": 0, "clip_norm": 0.0}
+    for weights in ((), (("dsm", 3.0),)):
+        config = OptimiserConfig("sgd", 0.1, sensor_weights=weights, **plain)  # type: ignore[arg-type]
+        engine = BareEngine(copy.deepcopy(model), config, NUM_STEPS)
+        engine.step(0, [(batches()[0], torch.Generator())])
+        ends.append(engine.gather_master_weights()["line.bias"] - model.line.bias.detach())
+    torch.testing.assert_close(ends[1], 3 * ends[0])
+
+
 class Line(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +146,8 @@ class Line(nn.Module):
             self.line.bias.fill_(0.5)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"loss": self.line(batch.lonlat.float()).pow(2).mean()}
+        loss = self.line(batch.lonlat.float()).pow(2).mean()
+        return {"loss": loss, "mse/dsm": loss.detach()}
 
 
 def configs() -> list[OptimiserConfig]:

@@ -1,0 +1,203 @@
+"""Kill a run's workers and machines at random and see what it costs: `python -m tests.bench.bench_kills ARCHIVE [--kills 20]`.
+
+A Ray cluster of several nodes on this machine, each with a raylet of its own. One run is left alone; another with the same
+arguments loses a training worker or a whole node at a random moment, again and again, each time after it has got further. At
+the end every step's loss is compared. With --elastic the killed node comes back only later: the run shrinks and grows again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from ray.cluster_utils import Cluster
+
+STORE = {"object_store_memory": 200_000_000}
+GIVE_UP_SECONDS = 300.0
+
+
+class Nodes:
+    """A head without CPUs, and nodes that hold a training worker each, one of them to spare."""
+
+    def __init__(self, num_nodes: int) -> None:
+        # A folder of its own (a short path: it holds sockets), so that nothing else on this machine takes it for its Ray.
+        self._folder = tempfile.mkdtemp(prefix="kills")
+        os.environ["RAY_TMPDIR"] = self._folder
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **STORE})
+        self._nodes = [self._cluster.add_node(num_cpus=1, **STORE) for _ in range(num_nodes)]
+        self.environment = {**os.environ, "RAY_ADDRESS": self._cluster.address}
+
+    def add(self) -> None:
+        self._nodes.append(self._cluster.add_node(num_cpus=1, **STORE))
+
+    def workers(self) -> list[tuple[int, psutil.Process]]:
+        """Return the training workers, each with the number of its node."""
+        found = []
+        for number, node in enumerate(self._nodes):
+            for raylet in node.all_processes["raylet"]:
+                children = psutil.Process(raylet.process.pid).children()
+                found += [(number, child) for child in children if "RayTrainWorker" in "".join(child.cmdline())]
+        return found
+
+    def kill_worker(self, rng: np.random.Generator) -> None:
+        workers = self.workers()
+        workers[int(rng.integers(len(workers)))][1].kill()
+
+    def kill_node(self, rng: np.random.Generator) -> None:
+        """Kill the raylet of a node that has a worker, and all that is on it."""
+        workers = self.workers()
+        number = workers[int(rng.integers(len(workers)))][0]
+        self._cluster.remove_node(self._nodes.pop(number), allow_graceful=False)
+
+    def stop(self) -> None:
+        self._cluster.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def running(nodes: Nodes, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "jobs.cli", "pretrain", *arguments, "--json"]
+    process = subprocess.Popen(command, env=nodes.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    yield process
+    _, errors = process.communicate(timeout=GIVE_UP_SECONDS)
+    if process.returncode:
+        raise SystemExit(f"terraloom pretrain ended with {process.returncode}:\n{errors[-3000:]}")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+
+
+def reached(run: Path) -> int:
+    """Return the last step that is written down."""
+    records = lines(run / "metrics.jsonl")
+    return records[-1]["step"] if records else -1
+
+
+def starts(run: Path) -> list[dict[str, Any]]:
+    return [event for event in lines(run / "events.jsonl") if event["event"] == "training"]
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str]) -> bool:
+    """Wait until `condition` holds; False if the run has ended before."""
+    until = time.monotonic() + GIVE_UP_SECONDS
+    while not condition():
+        if process.poll() is not None:
+            return False
+        if time.monotonic() > until:
+            raise SystemExit(f"nothing has happened for {GIVE_UP_SECONDS:g} s")
+        time.sleep(0.1)
+    return True
+
+
+def disturb(
+    nodes: Nodes, arguments: list[str], run: Path, kills: int, every: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Run, killing `kills` times, workers and nodes in turn; return what each kill cost."""
+    found: list[dict[str, Any]] = []
+    with running(nodes, arguments) as process:
+        while len(found) < kills and (cost := strike(nodes, run, ("worker", "node")[len(found) % 2], every, process, rng)):
+            found.append(cost)
+            print(cost, flush=True)
+    return found
+
+
+def strike(
+    nodes: Nodes, run: Path, kind: str, every: int, process: subprocess.Popen[str], rng: np.random.Generator
+) -> dict[str, Any] | None:
+    """Kill a `kind` once the run is at least a checkpoint further, anywhere between two; None if it has ended."""
+    ahead = reached(run) + every + int(rng.integers(every))
+    if not wait_for(lambda: reached(run) >= ahead and len(nodes.workers()) == 2, process):
+        return None
+    time.sleep(rng.uniform(0, 1))
+    step, count, begin = reached(run), len(starts(run)), time.time()
+    if kind == "worker":
+        nodes.kill_worker(rng)
+    else:
+        nodes.kill_node(rng)
+        nodes.add()
+    if not wait_for(lambda: len(starts(run)) > count, process):
+        return None
+    again = starts(run)[-1]
+    return {"kind": kind, "step": step, "went_on_at": again["start"], "seconds": again["time"] - begin}
+
+
+def elastic(nodes: Nodes, arguments: list[str], run: Path) -> list[dict[str, Any]]:
+    """Run with 1 to 2 workers; take a node away, give it back later; return the sizes the run had, and when."""
+    rng = np.random.default_rng(0)
+    with running(nodes, [*arguments, "--workers", "1:2"]) as process:
+        wait_for(lambda: len(starts(run)) and starts(run)[-1]["workers"] == 2 and reached(run) > 25, process)
+        nodes.kill_node(rng)
+        killed = time.time()
+        wait_for(lambda: starts(run)[-1]["workers"] == 1 and reached(run) > starts(run)[-1]["start"] + 5, process)
+        nodes.add()
+        given = time.time()
+        wait_for(lambda: starts(run)[-1]["workers"] == 2, process)
+    events = starts(run)
+    return [
+        {"workers": e["workers"], "start": e["start"], "after_kill": e["time"] - killed, "after_gift": e["time"] - given}
+        for e in events
+    ]
+
+
+def table(found: list[dict[str, Any]], every: int) -> str:
+    rows = [
+        "| killed | times | s until training again, median (most) | steps done again, most | of a checkpoint's |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in ("worker", "node"):
+        of_kind = [one for one in found if one["kind"] == kind]
+        if of_kind:
+            seconds = [one["seconds"] for one in of_kind]
+            again = max(one["step"] + 1 - one["went_on_at"] for one in of_kind)
+            rows.append(f"| {kind} | {len(of_kind)} | {np.median(seconds):.0f} ({max(seconds):.0f}) | {again} | {every} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive")
+    parser.add_argument("--recipe", default="mae_tiny")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
+    parser.add_argument("--steps", type=int, default=0, help="of the run; default: enough for all kills")
+    parser.add_argument("--elastic", action="store_true")
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the runs")
+    options = parser.parse_args()
+    steps = options.steps or options.kills * 3 * options.every
+    shared = [options.recipe, options.archive]
+    settings = ["--num-steps", str(steps), "--checkpoint-every", str(options.every), "--health-every", "0", "--batch-size", "8"]
+    nodes = Nodes(3 if not options.elastic else 2)
+    try:
+        if options.elastic:
+            run = options.work / "elastic"
+            print(json.dumps(elastic(nodes, [*shared, str(run), *settings], run), indent=1))
+            killed = run
+        else:
+            killed = options.work / "killed"
+            found = disturb(
+                nodes, [*shared, str(killed), *settings], killed, options.kills, options.every, np.random.default_rng(0)
+            )
+            print(table(found, options.every))
+        whole = options.work / "whole"
+        with running(nodes, [*shared, str(whole), *settings]):
+            pass
+    finally:
+        nodes.stop()
+    ends = [{record["step"]: record["loss"] for record in lines(folder / "metrics.jsonl")} for folder in (whole, killed)]
+    apart = max(abs(ends[0][step] - ends[1][step]) / abs(ends[0][step]) for step in ends[0])
+    print(f"steps: {len(ends[0])} and {len(ends[1])}; largest relative difference of a step's loss: {apart:.2g}")
+
+
+if __name__ == "__main__":
+    main()
