@@ -135,8 +135,8 @@ class Engine(ABC):
 
     @contextmanager
     def _counting(self, batch: Batch) -> Iterator[None]:
-        """Add the operations of what is done inside to `flops`: those of the first batch of the same sensors and turn."""
-        kind = (*batch.tiles, batch.index % max(1, len(batch.tiles)))
+        """Add the operations of what is done inside to `flops`: those of the first batch of the same shapes and turn."""
+        kind = (*((name, tiles.pixels.shape) for name, tiles in batch.tiles.items()), batch.index % max(1, len(batch.tiles)))
         if self._counts_flops and kind not in self._flops_of:
             with FlopCounter() as counter:
                 yield

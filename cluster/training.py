@@ -167,8 +167,8 @@ def train(job: Job) -> dict[str, Any]:
         require_compiler()
     counts = counts_of_run(run, SampleSource(archive, config.view), config.sensor_sets)
     plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
-    if config.stream.crops:
-        config.stream.crops.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
+    for window in config.stream.windows:
+        window.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
     if unknown := {name for name, _ in config.optimiser.sensor_weights} - set(archive.sensors):
         raise InputError(f"sensor_weights names {sorted(unknown)[0]}, the archive has {', '.join(sorted(archive.sensors))}")
     with torch.device("meta"):  # shapes only: nothing is allocated
@@ -251,14 +251,14 @@ def _train(job: Job, plan: Plan, host: Host) -> dict[str, Any]:
     kept = Kept(run, config.keep_every, config.keep_best)
     is_leaving = False
     terms: dict[str, Any] = {}
-    before = time.perf_counter()
+    ended = asked = time.perf_counter()
     try:
         for step, micro_batches in zip(range(start, config.num_steps), stream):
-            waited = time.perf_counter() - before
+            waited = time.perf_counter() - asked
             pairs = ((to_batch(m), _generator(config.seed, step, m.lane)) for m in micro_batches)
             with _telling_of_hangs(run, host, step, config.timeout_s):
                 terms = engine.step(step, pairs)
-            elapsed = time.perf_counter() - before
+            elapsed, ended = time.perf_counter() - ended, time.perf_counter()  # with what came after the step before
             skipped = terms.pop("skipped", None)
             kept.see(terms["loss"])
             found: dict[str, Any] = {}
@@ -282,7 +282,7 @@ def _train(job: Job, plan: Plan, host: Host) -> dict[str, Any]:
                     recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
                     run.event("checkpoint", step=step + 1, **({"because": "a machine will be taken away"} if must_leave else {}))
                 host.commit(engine, step + 1, terms, kept, is_last=must_leave)
-            before = time.perf_counter()
+            asked = time.perf_counter()
     except RunFailed as failure:
         # Every rank is here. Raised further it would be tried again, for the same end.
         if recorder:

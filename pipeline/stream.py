@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.ahead import run_ahead
 from pipeline.augment import AugmentConfig, SensorArrays, augment
 from pipeline.crops import MultiCrop, cut
+from pipeline.errors import InputError
 from pipeline.plan import Plan, SetPlan, Step, Window
 from pipeline.samples import SampleSource
 from pipeline.views import SensorSet
@@ -49,6 +50,18 @@ class StreamConfig:
     """Threads of each worker that decode and augment."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     crops: MultiCrop | None = None
+    sizes_m: tuple[float, ...] = ()
+    """Sides of the ground that tiles are cut to, one drawn for each step (metres); empty: tiles stay whole."""
+
+    def __post_init__(self) -> None:
+        if self.crops and self.sizes_m:
+            raise InputError("crops and sizes_m are both set; expected one: crops have sizes of their own")
+
+    @property
+    def windows(self) -> list[MultiCrop]:
+        """All that is ever cut out of a tile."""
+        sizes = [MultiCrop(1, size, 0, size, min(self.sizes_m)) for size in self.sizes_m]
+        return [self.crops] if self.crops else sizes
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,11 @@ def collate(source: SampleSource, plan: SetPlan, step: Step, lane: int, parts: l
         pixels, is_valid = sensor.to_physical(columns[f"{name}/pixels"]), columns[f"{name}/valid"] > 0
         sensors[name] = SensorArrays(sensor, pixels, is_valid, is_present, columns[f"{name}/time"])
     sample, rng = plan.first[columns["shard"]] + columns["number"], np.random.default_rng([plan.seed, step.step, lane])
+    if config.sizes_m:
+        # Drawn for the step, not the lane: every rank's tensors have the same shapes.
+        chosen = config.windows[int(np.random.default_rng([plan.seed, step.step]).integers(len(config.windows)))]
+        (corner,) = chosen.corners(len(sample), source.archive.grid.site_size_m, rng)
+        sensors = {name: cut(arrays, corner, chosen.global_m) for name, arrays in sensors.items()}
     if config.crops is None:
         return MicroBatch(step, lane, sample, columns["lonlat"], augment(sensors, config.augment, rng))
     corners = config.crops.corners(len(sample), source.archive.grid.site_size_m, rng)

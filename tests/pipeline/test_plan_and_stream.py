@@ -157,7 +157,7 @@ def test_every_world_size_and_start_gives_the_same_global_batches(opened: Archiv
 
 
 @pytest.mark.parametrize("view", [CrossSensor(), TemporalPair(), DateStack(3)])
-def test_both_ways_of_decoding_give_the_same_bits(opened: Archive, view: object) -> None:
+def test_all_ways_of_decoding_give_the_same_bits(opened: Archive, view: object) -> None:
     source = SampleSource(opened, view)  # type: ignore[arg-type]
     config = StreamConfig(
         augment=AugmentConfig(brightness=0.2, contrast=0.2, speckle_looks=4, crop_area=(0.5, 1)), crops=MultiCrop(2, 320, 2, 160)
@@ -165,10 +165,12 @@ def test_both_ways_of_decoding_give_the_same_bits(opened: Archive, view: object)
     plan = plan_of(source, [PAIR], num_lanes=2)
     by_trainer = deliver(source, plan, 0, 1, 3, replace(config, decode="trainer"))
     by_tasks = deliver(source, plan, 0, 1, 3, replace(config, decode="cpu_nodes", threads=1))
+    without_ray = deliver(source, plan, 0, 1, 3, replace(config, decode="process"))
     assert len(by_trainer) == 2 * (NUM_STEPS - 3)
-    assert by_trainer.keys() == by_tasks.keys()
+    assert by_trainer.keys() == by_tasks.keys() == without_ray.keys()
     for key, micro in by_trainer.items():
         assert_same(micro, by_tasks[key])
+        assert_same(micro, without_ray[key])
 
 
 def test_a_micro_batch_holds_the_tiles_of_the_catalog(opened: Archive) -> None:
@@ -231,6 +233,25 @@ def test_plain_windows_keep_their_values(opened: Archive) -> None:
             assert shares[1] < 0.2
     with pytest.raises(InputError, match="num_plain is 3, expected 0 to 2"):
         MultiCrop(2, 320, 0, num_plain=3)
+
+
+def test_a_steps_tiles_have_one_size_on_all_ranks(opened: Archive) -> None:
+    """Cut from the whole tiles, on the same ground for all sensors of a sample; sizes in turn as the seed has it."""
+    source, sizes = SampleSource(opened, CrossSensor()), (320.0, 480.0)
+    plan, as_is = plan_of(source, SETS, num_lanes=2), SEEN_AS_IS
+    whole = deliver(source, plan, 0, 1, 0, as_is)
+    found: dict[int, set[float]] = {}
+    for rank in range(2):
+        for key, micro in deliver(source, plan, rank, 2, 0, replace(as_is, sizes_m=sizes)).items():
+            for name, arrays in micro.sensors.items():
+                side = arrays.pixels.shape[-1]
+                found.setdefault(key[0], set()).add(side * arrays.sensor.gsd_m)
+                windows = np.lib.stride_tricks.sliding_window_view(whole[key].sensors[name].pixels[0, 0, 0], (side, side))
+                assert (windows == arrays.pixels[0, 0, 0]).all((-1, -2)).sum() == 1
+    assert all(len(of_step) == 1 for of_step in found.values())
+    assert {size for of_step in found.values() for size in of_step} == set(sizes)
+    with pytest.raises(InputError, match="crops and sizes_m are both set"):
+        StreamConfig(crops=MultiCrop(), sizes_m=sizes)
 
 
 def test_killed_and_resumed_is_unbroken(opened: Archive, tmp_path: Path) -> None:
