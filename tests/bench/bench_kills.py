@@ -1,14 +1,16 @@
 """Kill a run's workers and machines at random and see what it costs: `python -m tests.bench.bench_kills ARCHIVE [--kills 20]`.
 
 A Ray cluster of several nodes on this machine, each with a raylet of its own. One run is left alone; another with the same
-arguments loses a training worker or a whole node at a random moment, again and again, each time after it has got further. At
-the end every step's loss is compared. With --elastic the killed node comes back only later: the run shrinks and grows again.
+arguments loses a training worker or a whole node at a random moment, or one that hangs, again and again, each time after it
+has got further. At the end every step's loss is compared. With --elastic the killed node comes back only later: the run
+shrinks and grows again.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,10 @@ from ray.cluster_utils import Cluster
 
 STORE = {"object_store_memory": 200_000_000}
 GIVE_UP_SECONDS = 300.0
+KINDS = ("worker", "node", "worker", "node", "hang")
+"""A process killed, a machine lost, a process that stops without ending."""
+TIMEOUT_SECONDS = 15
+"""How long ranks wait for one that hangs."""
 
 
 class Nodes:
@@ -49,9 +55,10 @@ class Nodes:
                 found += [(number, child) for child in children if "RayTrainWorker" in "".join(child.cmdline())]
         return found
 
-    def kill_worker(self, rng: np.random.Generator) -> None:
+    def strike_worker(self, rng: np.random.Generator, blow: int) -> None:
+        """Send one training worker the signal `blow`."""
         workers = self.workers()
-        workers[int(rng.integers(len(workers)))][1].kill()
+        workers[int(rng.integers(len(workers)))][1].send_signal(blow)
 
     def kill_node(self, rng: np.random.Generator) -> None:
         """Kill the raylet of a node that has a worker, and all that is on it."""
@@ -103,10 +110,10 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> bool:
 def disturb(
     nodes: Nodes, arguments: list[str], run: Path, kills: int, every: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Run, killing `kills` times, workers and nodes in turn; return what each kill cost."""
+    """Run, striking `kills` times, each kind in turn; return what each kill cost."""
     found: list[dict[str, Any]] = []
     with running(nodes, arguments) as process:
-        while len(found) < kills and (cost := strike(nodes, run, ("worker", "node")[len(found) % 2], every, process, rng)):
+        while len(found) < kills and (cost := strike(nodes, run, KINDS[len(found) % len(KINDS)], every, process, rng)):
             found.append(cost)
             print(cost, flush=True)
     return found
@@ -121,11 +128,11 @@ def strike(
         return None
     time.sleep(rng.uniform(0, 1))
     step, count, begin = reached(run), len(starts(run)), time.time()
-    if kind == "worker":
-        nodes.kill_worker(rng)
-    else:
+    if kind == "node":
         nodes.kill_node(rng)
         nodes.add()
+    else:
+        nodes.strike_worker(rng, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
     if not wait_for(lambda: len(starts(run)) > count, process):
         return None
     again = starts(run)[-1]
@@ -155,7 +162,7 @@ def table(found: list[dict[str, Any]], every: int) -> str:
         "| killed | times | s until training again, median (most) | steps done again, most | of a checkpoint's |",
         "|---|---|---|---|---|",
     ]
-    for kind in ("worker", "node"):
+    for kind in sorted(set(KINDS)):
         of_kind = [one for one in found if one["kind"] == kind]
         if of_kind:
             seconds = [one["seconds"] for one in of_kind]
@@ -177,6 +184,7 @@ def main() -> None:
     steps = options.steps or options.kills * 3 * options.every
     shared = [options.recipe, options.archive]
     settings = ["--num-steps", str(steps), "--checkpoint-every", str(options.every), "--health-every", "0", "--batch-size", "8"]
+    settings += ["--timeout-s", str(TIMEOUT_SECONDS)]
     nodes = Nodes(3 if not options.elastic else 2)
     try:
         if options.elastic:
