@@ -9,8 +9,8 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import InputError, RunFailed
 
-PLACEMENT = {"workers", "cpus_per_worker", "gpus_per_worker"}
-"""Settings that say where a run is executed, not what it is."""
+PLACEMENT = {"workers", "cpus_per_worker", "gpus_per_worker", "sinks", "profile"}
+"""Settings that say where a run is executed and who is told of it, not what it is."""
 PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 

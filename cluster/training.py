@@ -4,7 +4,6 @@ Decides how ranks, plan, stream, engine and checkpoints fit together, and that a
 checkpoint with the numbers it would have had. What is trained comes in as a function.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -22,14 +21,17 @@ from torch import nn
 
 from cluster.batches import sensor_specs, to_batch
 from cluster.connect import connect, require_resources
-from cluster.devices import peak_bf16_tflops
+from cluster.devices import peak_bf16_tflops, peak_memory_gib
 from cluster.engine import Engine
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
 from cluster.optimiser import OptimiserConfig
 from cluster.preview import save_reconstructions
 from cluster.run import Run
+from cluster.sinks import SinkName, require_sinks
 from cluster.snapshot import counts_of_run, plan_of
+from cluster.telemetry import Recorder, TokenCount
+from cluster.trace import Trace
 from cluster.watch import Watch
 from models.compilation import compile_blocks, require_compiler
 from models.recomputation import recompute_blocks
@@ -67,6 +69,10 @@ class TrainConfig:
     """Compile the backbones' blocks: a tenth faster for a vit, after minutes (docs/benchmarks.md)."""
     recompute: bool = False
     """Compute the inside of the backbones' blocks again going back instead of keeping it: less memory, a third more operations."""
+    sinks: tuple[SinkName, ...] = ()
+    """Told of the run besides metrics.jsonl: tensorboard (RUN/tensorboard), mlflow (MLFLOW_TRACKING_URI, else RUN/mlflow)."""
+    profile: int = 0
+    """Steps of the first rank to trace into RUN/profile (cluster/trace.py); 0: none."""
     seed: int = 0
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
@@ -75,6 +81,8 @@ class TrainConfig:
             raise InputError("num_steps, batch_size, lanes, workers, checkpoint_every and window_shards must be at least 1")
         if self.health_every < 0:
             raise InputError(f"health_every is {self.health_every}, expected a number of steps, or 0 for never")
+        if self.profile < 0:
+            raise InputError(f"profile is {self.profile}, expected a number of steps, or 0 for none")
         if self.compile and self.recompute:
             raise InputError("compile and recompute are both set; a compiled block keeps what it needs: choose one")
         if self.lanes % self.workers:
@@ -98,6 +106,7 @@ def train(job: Job) -> dict[str, Any]:
     """Run `job` on the cluster to its end; return the facts for the summary."""
     run = Run(job.run_url, job.name)
     run.raise_failure()
+    sinks = require_sinks(job.config.sinks, run)
     connect()
     require_resources(job.config.workers, job.config.cpus_per_worker, READ_CPUS, job.config.gpus_per_worker)
     # So that wrong input ends here, in one line, and not in the workers.
@@ -114,7 +123,7 @@ def train(job: Job) -> dict[str, Any]:
     started = time.time()
     trainer = TorchTrainer(
         _train_on_worker,
-        train_loop_config={"job": job, "plan": plan},
+        train_loop_config={"job": job, "plan": plan, "sinks": sinks},
         torch_config=TorchConfig(backend="nccl" if job.config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.config.workers,
@@ -155,7 +164,8 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             start = engine.load(folder)
-    recorder = _Recorder(run, config.num_steps, start, world_size) if rank == 0 else None
+    tokens, recipe = TokenCount(objective.encoder.backbone), job.extra.get("recipe", job.name)
+    recorder = Recorder(run, recipe, config.num_steps, start, world_size, settings["sinks"]) if rank == 0 else None
     stream = Stream(source, plan, rank, world_size, start, config.num_steps, config.stream)
     # Under ZeRO 3 parameters are whole only inside a step: an encoder run beside it finds some of them empty (DeepSpeed 0.19).
     looks = config.health_every if config.optimiser.zero_stage < 3 else 0
@@ -163,12 +173,15 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
         run.event("no_health", because="parameters are partitioned, zero_stage is 3")
     watch = Watch(engine, looks, config.num_steps, config.optimiser.warmup_steps)
     terms: dict[str, Any] = {}
+    is_traced = rank == 0 and config.profile > 0 and start < config.num_steps
+    trace = Trace(run, start, config.num_steps, config.profile, engine.device) if is_traced else None
     before = time.perf_counter()
     try:
         for step, micro_batches in zip(range(start, config.num_steps), stream):
             waited = time.perf_counter() - before
             pairs = ((to_batch(m), _generator(config.seed, step, m.lane)) for m in micro_batches)
             terms = engine.step(step, pairs)
+            num_tokens = tokens.take()
             elapsed = time.perf_counter() - before
             found: dict[str, Any] = {}
             if watch.is_due(step):
@@ -177,7 +190,9 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
                 sensor_set = "+".join(plan.sets[micro_batches[0].step.sensor_set].sensor_set)
                 speed = {
                     "samples_per_second": config.lanes * config.batch_size / elapsed,
+                    "tokens_per_second": num_tokens * world_size / elapsed,
                     "data_wait_share": waited / elapsed,
+                    "memory_gib": peak_memory_gib(engine.device),
                     **rates(engine, elapsed, world_size),
                 }
                 recorder.record(step, sensor_set, terms | found, speed)
@@ -186,17 +201,19 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
                 if recorder:
                     recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
                 _commit(engine, step + 1, terms, rank, run)
+            if trace:
+                trace.step()
             before = time.perf_counter()
     except RunFailed as failure:
         # Every rank is here. Raised further it would be tried again, for the same end.
         if recorder:
-            recorder.flush()
+            recorder.close(is_finished=False)
             run.event("failed", reason=str(failure))
         return
     weights = engine.gather_master_weights()
     if rank == 0:
         assert recorder
-        recorder.flush()
+        recorder.close(is_finished=True)
         trained: Any = job.build(sensor_specs(archive), torch.Generator())
         trained.load_state_dict(weights)
         with storage.staged_folder(run.path("model")) as folder:
@@ -228,29 +245,3 @@ def _generator(seed: int, step: int, lane: int) -> torch.Generator:
     """Return the source of a micro-batch's masks: the same whichever rank serves the lane, whenever."""
     state = np.random.SeedSequence([seed, step, lane]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-class _Recorder:
-    """Rank 0's metrics.jsonl: one line a step, without the lines that a restart repeats."""
-
-    FLUSH_SECONDS = 5.0
-
-    def __init__(self, run: Run, num_steps: int, start: int, world_size: int):
-        self._url = run.path("metrics.jsonl")
-        self._pending: list[str] = []
-        self._written = time.monotonic()
-        if storage.exists(self._url):
-            lines = storage.read_bytes(self._url).decode().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < start]
-            storage.write_bytes(self._url, "".join(line + "\n" for line in kept).encode())
-        run.event("training", start=start, steps=num_steps, workers=world_size)
-
-    def record(self, step: int, sensor_set: str, terms: dict[str, Any], facts: dict[str, float]) -> None:
-        self._pending.append(json.dumps({"step": step, "sensor_set": sensor_set, **terms, **facts}))
-        if time.monotonic() - self._written > self.FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._pending:
-            storage.append_line(self._url, "\n".join(self._pending))
-        self._pending, self._written = [], time.monotonic()
