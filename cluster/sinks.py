@@ -26,7 +26,8 @@ EXPERIMENT, RUN_ID_FILE = "terraloom", "mlflow.json"
 MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_ALLOW_FILE_STORE": "true",  # refused without since 3.15; the other local store would need SQLAlchemy
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # else refused (3.17); the other local store would need SQLAlchemy
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password, if the URI has one
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nobody hears of a run who was not asked to
 }
 """For those that the environment does not say; MLflow's own would wait for minutes for a service that is gone."""
@@ -50,14 +51,13 @@ def require_sinks(names: tuple[SinkName, ...], run: Run) -> dict[SinkName, str]:
     places: dict[SinkName, str] = {}
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise InputError(
-                f"sink '{name}' needs a package that is not installed; pip install 'terraloom[{name}]' or leave it out"
-            )
-        uri = os.environ.get("MLFLOW_TRACKING_URI") if name == "mlflow" else None
+            raise InputError(f"sink '{name}' needs a package that is missing; pip install 'terraloom[{name}]' or leave it out")
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "") if name == "mlflow" else ""
         if not uri and not storage.is_local(run.url):
             other = "or set MLFLOW_TRACKING_URI" if name == "mlflow" else "or leave the sink out"
             raise InputError(f"sink '{name}' writes files, run folder '{run.url}' is not a local one; give one that is, {other}")
-        places[name] = uri or run.path(name)
+        is_folder = uri and ":" not in uri and uri != "databricks"
+        places[name] = os.path.abspath(uri) if is_folder else uri or run.path(name)
         if name == "mlflow":
             _require_mlflow(places[name])
     return places
