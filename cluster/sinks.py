@@ -52,15 +52,21 @@ def require_sinks(names: tuple[SinkName, ...], run: Run) -> dict[SinkName, str]:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"sink '{name}' needs a package that is missing; pip install 'terraloom[{name}]' or leave it out")
-        uri = os.environ.get("MLFLOW_TRACKING_URI", "") if name == "mlflow" else ""
-        if not uri and not storage.is_local(run.url):
-            other = "or set MLFLOW_TRACKING_URI" if name == "mlflow" else "or leave the sink out"
-            raise InputError(f"sink '{name}' writes files, run folder '{run.url}' is not a local one; give one that is, {other}")
-        is_folder = uri and ":" not in uri and uri != "databricks"
-        places[name] = os.path.abspath(uri) if is_folder else uri or run.path(name)
+        places[name] = _place(name, run)
         if name == "mlflow":
             _require_mlflow(places[name])
     return places
+
+
+def _place(name: SinkName, run: Run) -> str:
+    """Return MLflow's URI if the environment says it, else a folder of the run's."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") if name == "mlflow" else None
+    if uri:  # a folder is to be the same one in workers, which have a working directory of their own
+        return uri if ":" in uri or uri == "databricks" else os.path.abspath(uri)
+    if not storage.is_local(run.url):
+        other = "or set MLFLOW_TRACKING_URI" if name == "mlflow" else "or leave the sink out"
+        raise InputError(f"sink '{name}' writes files, run folder '{run.url}' is not a local one; give one that is, {other}")
+    return storage.filesystem(run.path(name))[1]
 
 
 def open_sinks(places: dict[SinkName, str], run: Run, recipe: str) -> dict[str, Sink]:

@@ -4,10 +4,12 @@ import json
 import shutil
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from cluster.devices import peak_memory_gib
@@ -155,3 +157,21 @@ def test_a_trace_holds_its_steps_alone(run: Run, start: int, num_steps: int, cou
     assert "aten::mm" in Path(run.path("profile/operators.txt")).read_text()
     (event,) = events(run, "profiled")
     assert (event["first_step"], event["last_step"]) == (expected[0], expected[-1])
+
+
+def test_ray_exports_the_latest_numbers(cluster: str, run: Run) -> None:
+    """At the endpoint of the node's agent, which is what Prometheus reads."""
+    record(run, (), 0, 6, scale=1.5)
+    node, limit = ray.nodes()[0], time.monotonic() + 120
+    found: dict[str, float] = {}
+    while not {"loss", "l1", "step"} <= found.keys():
+        assert time.monotonic() < limit
+        with urllib.request.urlopen(
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10
+        ) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if run.url in line]
+        found = {line.partition("{")[0].removeprefix("ray_terraloom_"): float(line.rsplit(" ", 1)[1]) for line in lines}
+        time.sleep(0.5)
+    assert all('recipe="mae_tiny"' in line for line in lines)
+    assert found == {"step": 5.0, "loss": 7.5, "l1": 5.5, "memory_gib": 1.0}
+    assert any('sensor="dsm"' in line for line in lines if "_l1{" in line)
