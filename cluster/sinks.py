@@ -85,7 +85,7 @@ def numbers(record: Record) -> Iterator[tuple[str, float]]:
 class RayMetrics:
     """The latest numbers as gauges, which every Ray node exports for Prometheus, with the run and its recipe as tags.
 
-    What metrics.jsonl has as `l1/dsm` is `ray_terraloom_l1` with the tag sensor="dsm" there.
+    What metrics.jsonl has as `feature_std/dsm` is `ray_terraloom_feature_std` with the tag sensor="dsm" there.
     """
 
     def __init__(self, run: Run, recipe: str):
@@ -209,7 +209,8 @@ class Mlflow:
         now, batch = int(time.time() * 1000), []
         for record in records:
             step = record["step"]
-            batch += [Metric(k, v, now, step) for k, v in numbers(record) if step > self._told.get(k, -1)]
+            named = ((key.replace("->", " to "), value) for key, value in numbers(record))  # MLflow refuses '>'
+            batch += [Metric(key, value, now, step) for key, value in named if step > self._told.get(key, -1)]
             if len(batch) > METRICS_A_CALL // 2:
                 self._client.log_batch(self._id, metrics=batch)
                 batch = []

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from cluster.run import Run
 from pipeline import storage
 
-FIRST_STEPS = 5
-"""Left out after each start: operations are counted, caches and queues are still empty."""
+FIRST_STEPS = 20
+"""Left out after each start: operations are counted in the first step of each kind, caches and queues are still empty."""
 NUM_OPERATORS = 25
 
 

@@ -39,7 +39,7 @@ def record(run: Run, sinks: tuple[SinkName, ...], start: int, stop: int, scale: 
     recorder = Recorder(run, "mae_tiny", 20, start, 1, require_sinks(sinks, run))
     for step in range(start, stop):
         health = {f"expert_load/{sensor}": [0.5, 0.5] for sensor in ("dsm", "rgb")} if step % 5 == 4 else {}
-        recorder.record(step, "dsm+rgb", {"loss": scale * step, "l1/dsm": step + 0.5, **health}, {"memory_gib": 1.0})
+        recorder.record(step, "dsm+rgb", {"loss": scale * step, "l1/dsm->rgb": step + 0.5, **health}, {"memory_gib": 1.0})
         if step % 3 == 2:
             recorder.flush()
     recorder.flush()
@@ -144,7 +144,7 @@ def test_peak_memory_is_what_the_system_says() -> None:
 
 @pytest.mark.parametrize(
     ("start", "num_steps", "count", "expected"),
-    [(0, 9, 2, [5, 6]), (4, 9, 2, [7, 8]), (8, 9, 2, [8]), (0, 3, 5, [0, 1, 2])],
+    [(0, 30, 2, [20, 21]), (4, 30, 2, [24, 25]), (4, 9, 2, [7, 8]), (8, 9, 2, [8]), (0, 3, 5, [0, 1, 2])],
 )
 def test_a_trace_holds_its_steps_alone(run: Run, start: int, num_steps: int, count: int, expected: list[int]) -> None:
     trace = Trace(run, start, num_steps, count, torch.device("cpu"))
@@ -174,4 +174,4 @@ def test_ray_exports_the_latest_numbers(cluster: str, run: Run) -> None:
         time.sleep(0.5)
     assert all('recipe="mae_tiny"' in line for line in lines)
     assert found == {"step": 5.0, "loss": 7.5, "l1": 5.5, "memory_gib": 1.0}
-    assert any('sensor="dsm"' in line for line in lines if "_l1{" in line)
+    assert any('sensor="dsm->rgb"' in line for line in lines if "_l1{" in line)

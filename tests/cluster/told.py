@@ -25,7 +25,7 @@ def by_mlflow(run: Path) -> tuple[Any, Series]:
     (begun,) = client.search_runs([client.get_experiment_by_name("terraloom").experiment_id])
     assert begun.info.run_id == storage.read_json(str(run / "mlflow.json"))["run_id"]
     histories = {name: client.get_metric_history(begun.info.run_id, name) for name in begun.data.metrics}
-    return begun, {name: [(m.step, m.value) for m in history] for name, history in histories.items()}
+    return begun, {name.replace(" to ", "->"): [(m.step, m.value) for m in history] for name, history in histories.items()}
 
 
 def traced(run: Path) -> list[str]:
