@@ -10,7 +10,7 @@ import torch.distributed as dist
 from cluster.bare import STATE, BareEngine
 from cluster.batches import sensor_specs
 from cluster.engine import Engine
-from cluster.training import Job
+from cluster.job import Job
 from cluster.zero import ZeroEngine
 from pipeline import storage
 from pipeline.archive import open_archive

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -42,13 +43,21 @@ def _report(run: Run, num_steps: int, stopped: threading.Event) -> None:
             num_events = len(events)
             if lines := _lines(run, "metrics.jsonl"):
                 latest = json.loads(lines[-1])
-                text = f"{run.job}  loss {latest['loss']:.4f}  {latest['samples_per_second']:.0f} samples/s"
+                text = f"{run.job}  {_told(latest)}"
                 bar.update(task, completed=latest["step"] + 1, description=text)
                 if bar.disable and latest["step"] != shown:
                     console.print(f"{text}  step {latest['step'] + 1}/{num_steps}")
                 shown = latest["step"]
             if is_last:
                 return
+
+
+def _told(record: dict[str, Any]) -> str:
+    """Return a step's facts in few words: a bar beside them still has room on 80 columns."""
+    speed, waits = record["samples_per_second"], record["data_wait_share"]
+    memory = f"  {record['memory_gib']:.1f} GiB" if "memory_gib" in record else ""  # not in runs begun before it was told
+    loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+    return f"loss {loss}  {speed:.0f} samples/s  waits {waits:.0%}{memory}"
 
 
 def _lines(run: Run, name: str) -> list[str]:

@@ -44,7 +44,7 @@ class Host(ABC):
         """Restore the run's last whole checkpoint, if it has one; return the step to begin with."""
 
     @abstractmethod
-    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, is_last: bool) -> None:
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, must_wait: bool) -> None:
         """Save and make it the run's checkpoint once all of it is stored; every rank must call it."""
 
     def is_leaving(self) -> bool:
@@ -72,7 +72,7 @@ class RayHost(Host):
         with checkpoint.as_directory() as folder:
             return engine.load(folder)
 
-    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, is_last: bool) -> None:
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, must_wait: bool) -> None:
         folder = tempfile.mkdtemp(prefix="terraloom-checkpoint-")
         engine.save(folder, next_step)
         kept.add(folder, next_step)
@@ -80,7 +80,7 @@ class RayHost(Host):
             terms,
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_dir_name=_name(next_step),
-            checkpoint_upload_mode=CheckpointUploadMode.SYNC if is_last else CheckpointUploadMode.ASYNC,
+            checkpoint_upload_mode=CheckpointUploadMode.SYNC if must_wait else CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
         kept.tidy(self.rank)  # all ranks have reported: what is kept is whole
@@ -107,7 +107,7 @@ class BareHost(Host):
         with storage.local_copy(storage.join(self._folder, found[-1])) as folder:
             return engine.load(str(folder))
 
-    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, is_last: bool) -> None:
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, must_wait: bool) -> None:
         with storage.staged_folder(storage.join(self._folder, _name(next_step))) as folder:
             engine.save(str(folder), next_step)
             kept.add(str(folder), next_step)

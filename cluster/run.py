@@ -9,8 +9,11 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import InputError, RunFailed
 
-PLACEMENT = {"workers", "cpus_per_worker", "gpus_per_worker", "timeout_s", "keep_last", "keep_every", "keep_best"}
-"""Settings that say where a run is executed and what stays of it, not what it is."""
+PLACEMENT = {
+    *("workers", "cpus_per_worker", "gpus_per_worker", "timeout_s"),
+    *("keep_last", "keep_every", "keep_best", "sinks", "profile"),
+}
+"""Settings that say where a run is executed, what stays of it and who is told of it, not what it is."""
 PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy")
 
 

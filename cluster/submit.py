@@ -15,8 +15,8 @@ from pipeline.errors import InputError
 
 AGENT_SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# What the cluster's side needs to reach the same storage; values travel in the job's environment, never in a log.
-FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+# What the cluster's side needs to reach the same storage and tracking; values travel in the job's environment, never in a log.
+FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
 
 
 def submit(arguments: list[str], address: str | None) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cluster.job import Job
 from cluster.run import Run, require_run
-from cluster.training import Job, train
+from cluster.training import train
 from models.encoder import Encoder
 from models.sensor import SensorSpec
 from pipeline import storage

@@ -4,8 +4,8 @@ from typing import Any
 
 from cluster.consolidate import consolidate
 from cluster.host import checkpoint_url
+from cluster.job import Job
 from cluster.run import Run
-from cluster.training import Job
 from jobs.distill import build as build_student
 from jobs.recipes import load_recipe
 from models.config import updated

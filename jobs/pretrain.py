@@ -3,8 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
+from cluster.job import Job
 from cluster.run import Run
-from cluster.training import Job, train
+from cluster.training import train
 from pipeline import storage
 
 

@@ -107,7 +107,8 @@ def _evaluation(summary: dict[str, Any]) -> str:
 def _curves(run: Run, job: str) -> str:
     if not storage.exists(run.path("metrics.jsonl")):
         return ""
-    records = [json.loads(line) for line in storage.read_bytes(run.path("metrics.jsonl")).decode().splitlines()]
+    lines = storage.read_bytes(run.path("metrics.jsonl")).decode().splitlines()
+    records = [record for record in map(json.loads, lines) if record["loss"] is not None]  # null: a step that was left out
     figure, speed = go.Figure(), go.Figure()
     for number, name in enumerate(dict.fromkeys(record["sensor_set"] for record in records)):
         chosen, colour = [r for r in records if r["sensor_set"] == name], COLOURS[number % len(COLOURS)]

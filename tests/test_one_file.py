@@ -50,7 +50,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from cluster.training import TrainConfig
+from cluster.job import TrainConfig
 from models.encoder import Encoder, EncoderConfig
 from models.vit import VitConfig
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cluster.job import TrainConfig
 from cluster.optimiser import OptimiserConfig
-from cluster.training import TrainConfig
 from jobs.recipes.schedules import tiny
 from models.vit import VitConfig
 from pipeline.views import Single, View

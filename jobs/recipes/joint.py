@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from cluster.job import TrainConfig
 from cluster.optimiser import OptimiserConfig
-from cluster.training import TrainConfig
 from jobs.recipes.schedules import tiny
 from models.encoder import EncoderConfig
 from models.resnet import ResnetConfig

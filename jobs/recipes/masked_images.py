@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.job import TrainConfig
 from cluster.optimiser import OptimiserConfig
-from cluster.training import TrainConfig
 from jobs.recipes.schedules import published, tiny
 from models.encoder import EncoderConfig
 from models.sensor import SensorSpec

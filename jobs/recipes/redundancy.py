@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from cluster.training import TrainConfig
+from cluster.job import TrainConfig
 from jobs.recipes.joint import LARS, JointRecipe, in_tiny, published_stream, small
 from jobs.recipes.schedules import IMAGENET, published, whole_batch
 from models.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from cluster.job import TrainConfig
 from cluster.optimiser import OptimiserConfig
-from cluster.training import TrainConfig
 
 LANES, WORKERS = 64, 8
 IMAGENET = 1_281_167

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from cluster.job import TrainConfig
 from cluster.optimiser import OptimiserConfig
-from cluster.training import TrainConfig
 from models.encoder import Encoder, EncoderConfig
 from models.objectives.distillation import Distillation, DistillationConfig
 from models.sensor import SensorSpec

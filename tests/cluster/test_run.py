@@ -12,13 +12,15 @@ from pipeline.errors import InputError
 @dataclass(frozen=True)
 class Settings:
     workers: int = 2
+    sinks: tuple[str, ...] = ()
+    profile: int = 0
     num_steps: int = 10
 
 
 def test_a_run_goes_on_elsewhere_but_not_as_another(tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"), "pretrain")
     assert run.begin(Settings(), {"archive": "a"}) is None
-    assert run.begin(replace(Settings(), workers=1), {"archive": "a"}) is None
+    assert run.begin(replace(Settings(), workers=1, sinks=("mlflow",), profile=3), {"archive": "a"}) is None
     with pytest.raises(InputError, match=r"holds a run with config.num_steps = 10, not 20; use a new folder"):
         run.begin(replace(Settings(), num_steps=20), {"archive": "a"})
     run.finish({"steps": 10})

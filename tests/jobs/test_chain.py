@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
+from tests.cluster.told import by_mlflow, by_tensorboard, in_records, traced
 
 TINY = ["--num-steps", "24", "--checkpoint-every", "8", "--batch-size", "4", "--window-shards", "2"]
 LOOKS = ["--health-every", "8"]
@@ -82,8 +83,8 @@ def test_other_settings_in_the_same_folder_are_refused(pretrained: Path, archive
 
 
 def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str, cluster: str, tmp_path: Path) -> None:
-    """And whether its health is looked at or not."""
-    run, options = tmp_path / "killed", [*TINY, "--health-every", "0"]
+    """Whether its health is looked at or not, others are told of it or not, steps are traced or not."""
+    run, options = tmp_path / "killed", [*TINY, "--health-every", "0", "--sinks", "tensorboard", "mlflow", "--profile", "2"]
     process = start(cluster, "pretrain", "msgfm_tiny", archive, str(run), *options)
     snapshot, limit = run / "checkpoints" / "checkpoint_manager_snapshot.json", time.monotonic() + 200
     while not (snapshot.is_file() and "00000008" in snapshot.read_text()):
@@ -100,6 +101,21 @@ def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str,
     assert losses(run) == losses(pretrained)
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, pretrained)]
     assert weights[0] == weights[1]
+    everything_was_told(run)
+
+
+def everything_was_told(run: Path) -> None:
+    """Once, of each step, to TensorBoard and to MLflow; and what was traced is there to be looked at."""
+    expected = in_records([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
+    assert by_tensorboard(run) == {name: [(step, pytest.approx(v, rel=1e-6)) for step, v in of] for name, of in expected.items()}
+    _, shown = by_mlflow(run)
+    assert {k: [step for step, _ in of] for k, of in shown.items()} == {k: [step for step, _ in of] for k, of in expected.items()}
+    assert shown["loss"] == expected["loss"]
+    assert min(value for _, value in expected["tokens_per_second"]) > 0
+    memory = [value for _, value in expected["memory_gib"]]
+    assert 0 < memory[0] <= memory[-1] < 16
+    assert "aten::" in (run / "profile" / "operators.txt").read_text()
+    assert len({name for name in traced(run) if name.startswith("ProfilerStep#")}) == 2
 
 
 def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path: Path) -> None:
