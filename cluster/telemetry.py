@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from cluster.run import Run
 from cluster.sinks import Record, Sink, SinkName, open_sinks, said
 from pipeline import storage
+from pipeline.errors import InputError
 
 
 class Recorder:
@@ -42,12 +44,15 @@ class Recorder:
         # JSON has no NaN: a step that was left out for one says null.
         self._pending.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in told.items()})
         if time.monotonic() - self._written > self.FLUSH_SECONDS:
-            self.flush()
+            with suppress(InputError):  # a store that cannot be reached for a while: the lines wait for the next time
+                self.flush()
 
     def flush(self) -> None:
-        records, self._pending, self._written = self._pending, [], time.monotonic()
+        """Write and tell what waits; raise InputError, and keep it, if it cannot be written."""
+        records, self._written = self._pending, time.monotonic()
         if records:
             storage.append_line(self._url, "\n".join(map(json.dumps, records)))
+            self._pending = []
             self._each(lambda sink: sink.tell(records))
 
     def close(self, is_finished: bool) -> None:

@@ -162,8 +162,9 @@ def append_line(url: str, line: str) -> None:
         with open(path, "a") as file:
             file.write(line + "\n")
     else:
-        before = fs.cat_file(path) if fs.exists(path) else b""
-        fs.pipe_file(path, before + line.encode() + b"\n")
+        with one_line("write", url):
+            before = fs.cat_file(path) if fs.exists(path) else b""
+            fs.pipe_file(path, before + line.encode() + b"\n")
 
 
 def read_json(url: str) -> Any:
