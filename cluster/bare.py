@@ -40,7 +40,8 @@ class BareEngine(Engine):
             master = iter(self._master)
             for group in self._optimiser.param_groups:
                 group["params"] = [next(master) for _ in group["params"]]
-            self._objective.bfloat16()
+            for parameter in self._objective.parameters():  # not buffers: statistics and averages stay in float32
+                parameter.data = parameter.data.bfloat16()
 
     @property
     def objective(self) -> nn.Module:
