@@ -118,6 +118,15 @@ def everything_was_told(run: Path) -> None:
     assert len({name for name in traced(run) if name.startswith("ProfilerStep#")}) == 2
 
 
+def test_a_checkpoint_is_exported_as_the_run_exports_its_last(pretrained: Path, cluster: str, tmp_path: Path) -> None:
+    summary = json.loads(finish(start(cluster, "export", str(pretrained), str(tmp_path / "model"), "--json")))
+    assert summary["step"] == 24
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "model", pretrained / "model")]
+    assert weights[0] == weights[1]
+    done = terraloom("export", str(pretrained), str(tmp_path / "other"), "--step", "8")
+    assert (done.returncode, "has kept no checkpoint of step 8 (has none); give one" in done.stderr) == (2, True)
+
+
 def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path: Path) -> None:
     student, scores, page = tmp_path / "student", tmp_path / "scores", tmp_path / "page.html"
     done = terraloom(
