@@ -26,8 +26,9 @@ from ray.cluster_utils import Cluster
 
 STORE = {"object_store_memory": 200_000_000}
 GIVE_UP_SECONDS = 300.0
-KINDS = ("worker", "node", "worker", "node", "hang")
-"""A process killed, a machine lost, a process that stops without ending."""
+KINDS = ("worker", "node", "worker", "notice", "hang")
+"""A process killed, a machine lost, a machine lost that was said to be before, a process that stops without ending."""
+NOTICE_SECONDS = 15.0
 TIMEOUT_SECONDS = 15
 """How long ranks wait for one that hangs."""
 
@@ -60,11 +61,17 @@ class Nodes:
         workers = self.workers()
         workers[int(rng.integers(len(workers)))][1].send_signal(blow)
 
-    def kill_node(self, rng: np.random.Generator) -> None:
-        """Kill the raylet of a node that has a worker, and all that is on it."""
+    def kill_node(self, rng: np.random.Generator, notice_seconds: float = 0.0) -> None:
+        """Kill the raylet of a node that has a worker, and all that is on it; say so so long before, as clouds do."""
         workers = self.workers()
-        number = workers[int(rng.integers(len(workers)))][0]
-        self._cluster.remove_node(self._nodes.pop(number), allow_graceful=False)
+        node = self._nodes.pop(workers[int(rng.integers(len(workers)))][0])
+        if notice_seconds:
+            notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "bench_kills"]
+            notice += ["--node-id", node.node_id, "--deadline-remaining-seconds", str(int(notice_seconds))]
+            ray = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self._cluster.address]
+            subprocess.run([*ray, *notice], check=True, capture_output=True)
+            time.sleep(notice_seconds)
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
         self._cluster.shutdown()
@@ -128,8 +135,9 @@ def strike(
         return None
     time.sleep(rng.uniform(0, 1))
     step, count, begin = reached(run), len(starts(run)), time.time()
-    if kind == "node":
-        nodes.kill_node(rng)
+    if kind in ("node", "notice"):
+        nodes.kill_node(rng, NOTICE_SECONDS if kind == "notice" else 0.0)
+        step, begin = reached(run), time.time()
         nodes.add()
     else:
         nodes.strike_worker(rng, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
