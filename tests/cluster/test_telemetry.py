@@ -31,7 +31,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"config": {"train": {"num_steps": 20, "view": {"kind": "single"}}}}))
+    settings = {"train": {"num_steps": 20, "view": {"kind": "single"}}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"config": settings}))
     return Run(str(tmp_path / "run"), "pretrain")
 
 
@@ -102,9 +103,9 @@ def test_a_service_that_fails_is_left_out(run: Run, name: SinkName) -> None:
 @pytest.mark.parametrize(
     ("name", "url", "uri", "message"),
     [
-        ("tensorboard", "s3://earth/run", None, "run folder 's3://earth/run' is not a local one; give one that is, or leave the"),
+        ("tensorboard", "s3://earth/run", None, "'s3://earth/run' is not a local one; give one that is, or leave"),
         ("mlflow", "s3://earth/run", None, "not a local one; give one that is, or set MLFLOW_TRACKING_URI"),
-        ("mlflow", "s3://earth/run", "http://someone:planted@127.0.0.1:1", "no MLflow at MLFLOW_TRACKING_URI .*; start it, set"),
+        ("mlflow", "s3://earth/run", "http://someone:planted@127.0.0.1:1", "no MLflow at MLFLOW_TRACKING_URI .*; start it"),
     ],
 )
 def test_what_a_sink_needs_is_said_in_a_line(
