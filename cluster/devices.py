@@ -21,7 +21,7 @@ def peak_bf16_tflops(name: str) -> float | None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most that this process has held so far: of a GPU's memory for tensors, on a CPU of the machine's (resident)."""
+    """Return the most that this process has held so far: of a GPU's memory for tensors, else resident of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

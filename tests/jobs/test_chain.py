@@ -107,10 +107,12 @@ def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str,
 def everything_was_told(run: Path) -> None:
     """Once, of each step, to TensorBoard and to MLflow; and what was traced is there to be looked at."""
     expected = in_records([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
-    assert by_tensorboard(run) == {name: [(step, pytest.approx(v, rel=1e-6)) for step, v in of] for name, of in expected.items()}
+    rounded = {name: [(step, pytest.approx(value, rel=1e-6)) for step, value in of] for name, of in expected.items()}
+    assert by_tensorboard(run) == rounded
     _, shown = by_mlflow(run)
-    assert {k: [step for step, _ in of] for k, of in shown.items()} == {k: [step for step, _ in of] for k, of in expected.items()}
     assert shown["loss"] == expected["loss"]
+    for name in expected.keys() | shown.keys():  # which keeps the speed of a step that was done twice as it was at first
+        assert [step for step, _ in shown[name]] == [step for step, _ in expected[name]]
     assert min(value for _, value in expected["tokens_per_second"]) > 0
     memory = [value for _, value in expected["memory_gib"]]
     assert 0 < memory[0] <= memory[-1] < 16
