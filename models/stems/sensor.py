@@ -35,7 +35,7 @@ class SensorStemConfig(StemConfig):
 
 
 class PatchProjection(nn.Module):
-    """One linear map per patch, and a LayerNorm if asked for."""
+    """One linear map per patch, and a LayerNorm if asked for; of some patches only, where others are not looked at."""
 
     def __init__(self, num_bands: int, patch_px: int, width: int, has_norm: bool) -> None:
         super().__init__()
@@ -44,8 +44,19 @@ class PatchProjection(nn.Module):
 
     def forward(self, pixels_BCYX: Tensor) -> Tensor:
         """Return tokens (B, y, x, D)."""
-        tokens_ByxD = self.project(pixels_BCYX.to(self.project.weight.dtype)).permute(0, 2, 3, 1)
-        return tokens_ByxD if self.norm is None else self.norm(tokens_ByxD)
+        return self._normed(self.project(pixels_BCYX.to(self.project.weight.dtype)).permute(0, 2, 3, 1))
+
+    def some(self, pixels_BCYX: Tensor, index_BK: Tensor) -> Tensor:
+        """Return of the y * x tokens of each tile those at `index_BK`, (B, K, D)."""
+        patch = self.project.kernel_size[0]
+        parts_ByxCpp = pixels_BCYX.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 1, 3, 5)
+        tile_B1, columns = torch.arange(len(index_BK), device=index_BK.device)[:, None], parts_ByxCpp.shape[2]
+        chosen_BKCpp = parts_ByxCpp[tile_B1, index_BK // columns, index_BK % columns]
+        tokens = self.project(chosen_BKCpp.flatten(0, 1).to(self.project.weight.dtype))
+        return self._normed(tokens.view(*index_BK.shape, -1))
+
+    def _normed(self, tokens: Tensor) -> Tensor:
+        return tokens if self.norm is None else self.norm(tokens)
 
 
 class SensorStem(Stem):
@@ -69,6 +80,12 @@ class SensorStem(Stem):
         if len(groups) == 1 and len(groups[0]) == spec.num_bands:
             return parts[0](pixels_BCYX)[:, None]
         return torch.stack([part(pixels_BCYX[:, list(bands)]) for part, bands in zip(parts, groups)], 1)
+
+    def some(self, pixels_BCYX: Tensor, spec: SensorSpec, index_BK: Tensor) -> Tensor:
+        parts, (bands, *others) = of_sensor(self.projections, spec), self.config.groups(spec)
+        if others or len(bands) < spec.num_bands or not isinstance(parts[0], PatchProjection):
+            return super().some(pixels_BCYX, spec, index_BK)
+        return parts[0].some(pixels_BCYX, index_BK)
 
     def check_unseen(self, spec: SensorSpec) -> None:
         refuse_unseen(self.projections, spec)
