@@ -2,7 +2,7 @@
 
 Both have the same shape, weights, tiles, masks, loss, AdamW, weight decay and clipped norm. Ours is the step of a training
 worker (`cluster/engine.py`: DeepSpeed, ZeRO 2, bf16 with float32 master weights), the other `public_mae.py` in float32 with
-torch's AdamW as it comes. They take turns in one process, so that what else the machine does hits both; the ratio of medians
+torch's AdamW as it comes. Both keep freed memory, as a worker does, which helps the public one too. They take turns in one process, so that what else the machine does hits both; the ratio of medians
 is what to look at. The last columns say what products of matrices alone gain from bf16 here, forward and backward in the
 shapes of the encoder's blocks: without AMX about two, which bounds the rest. `--parity` trains both for 200 steps instead.
 """
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.engine import Engine
+from cluster.memory import keep_freed_memory
 from cluster.optimiser import OptimiserConfig, parameter_groups
 from models.batch import Batch, Tiles
 from models.compilation import compile_blocks
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also our step with compiled blocks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     os.environ["LOCAL_RANK"] = "0"
     chosen = [SHAPES[name] for name in options.shapes.split(",")]
     with tempfile.TemporaryDirectory() as folder:
