@@ -26,7 +26,6 @@ from cluster.devices import peak_bf16_tflops
 from cluster.engine import Engine
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
-from cluster.memory import keep_freed_memory
 from cluster.optimiser import OptimiserConfig
 from cluster.preview import save_reconstructions
 from cluster.run import Run
@@ -143,7 +142,6 @@ def _train_on_worker(settings: dict[str, Any]) -> None:
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    keep_freed_memory()
     archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
     source = SampleSource(archive, config.view)
     objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))

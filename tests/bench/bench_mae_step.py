@@ -1,10 +1,11 @@
-"""A whole MAE step on CPU: ours in bf16 beside the public formulation in float32, `python -m tests.bench.bench_mae_step`.
+"""A whole MAE step on CPU, ours in bf16 beside the public formulation in float32: `python -m tests.bench.bench_mae_step`.
 
 Both have the same shape, weights, tiles, masks, loss, AdamW, weight decay and clipped norm. Ours is the step of a training
 worker (`cluster/engine.py`: DeepSpeed, ZeRO 2, bf16 with float32 master weights), the other `public_mae.py` in float32 with
-torch's AdamW as it comes. Both keep freed memory, as a worker does, which helps the public one too. They take turns in one process, so that what else the machine does hits both; the ratio of medians
-is what to look at. The last columns say what products of matrices alone gain from bf16 here, forward and backward in the
-shapes of the encoder's blocks: without AMX about two, which bounds the rest. `--parity` trains both for 200 steps instead.
+torch's AdamW as it comes. They take turns in one process, so that what else the machine does hits both; the ratio of medians
+is what to look at. THP_MEM_ALLOC_ENABLE=1 gives both the huge pages that a worker has (`cluster/__init__.py`). The last column
+says what products of matrices alone gain from bf16 here, forward and backward in the shapes of the encoder's blocks: without
+AMX about two, which bounds the rest. `--parity` trains both for 200 steps instead.
 """
 
 import argparse
@@ -21,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cluster.engine import Engine
-from cluster.memory import keep_freed_memory
 from cluster.optimiser import OptimiserConfig, parameter_groups
 from models.batch import Batch, Tiles
 from models.compilation import compile_blocks
@@ -137,10 +137,14 @@ def our_step(ours: Mae, shape: Shape, config: OptimiserConfig, num_steps: int) -
     return step
 
 
-def seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[..., object], *arguments: object) -> float:
     begin = time.perf_counter()
-    call()
+    call(*arguments)
     return time.perf_counter() - begin
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor) -> None:
+    torch.autograd.grad(F.linear(x, weight, bias), (x, weight), gradient)
 
 
 def product_seconds(shape: Shape, dtype: torch.dtype) -> float:
@@ -149,8 +153,7 @@ def product_seconds(shape: Shape, dtype: torch.dtype) -> float:
     for fan_in, fan_out in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
         x, weight, bias = (torch.randn(*size, dtype=dtype) for size in ((rows, fan_in), (fan_out, fan_in), (fan_out,)))
         x.requires_grad_(), weight.requires_grad_()
-        gradient = torch.randn(rows, fan_out, dtype=dtype)
-        total += seconds(lambda: torch.autograd.grad(F.linear(x, weight, bias), (x, weight), gradient))
+        total += seconds(product, x, weight, bias, torch.randn(rows, fan_out, dtype=dtype))
     return total
 
 
@@ -165,7 +168,7 @@ def compare(shape: Shape, rounds: int, with_compile: bool) -> None:
     batches = [tiles(shape, seed) for seed in range(2)]
     for index in range(WARMUP + rounds):
         for name, step in sides.items():
-            times[name].append(seconds(lambda: step(index, batches[index % 2])))
+            times[name].append(seconds(step, index, batches[index % 2]))
         for dtype in (torch.float32, torch.bfloat16):
             times[dtype].append(product_seconds(shape, dtype))
     middle = {name: 1e3 * median(values[WARMUP:]) for name, values in times.items()}
@@ -201,7 +204,6 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also our step with compiled blocks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
     os.environ["LOCAL_RANK"] = "0"
     chosen = [SHAPES[name] for name in options.shapes.split(",")]
     with tempfile.TemporaryDirectory() as folder:
