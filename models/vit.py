@@ -19,8 +19,8 @@ from models.moe import MoEConfig, build_experts
 NORM_EPS = 1e-6
 NUM_TAPS = 4
 """Depths, evenly spaced and the last among them, whose outputs are returned."""
-FUSED_FROM = 300
-"""Tokens from which the CPU's fused attention kernel pays in bf16."""
+FUSED_FROM = 600
+"""Tokens from which the CPU's fused attention kernel is used in bf16: by then the weights that products keep fill memory."""
 SIZES = {
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -99,8 +99,8 @@ class Attention(nn.Module):
 def attend(q_BhNd: Tensor, k_BhMd: Tensor, v_BhMd: Tensor, mask: Tensor | None) -> Tensor:
     """Return softmax(q k / sqrt(d)) v; `mask` is True where a key may be looked at, and nothing is 0.
 
-    On CPU in bf16 by products in bf16: torch's own plain path (2.13) makes float32 of them, and the fused kernel's backward is
-    slower still while sequences are short (tests/bench/bench_attention.py).
+    On CPU in bf16 by products in bf16: torch's own plain path (2.13) makes float32 of them, and the fused kernel takes 1.5 times
+    as long at 513 tokens, five times at 65 (tests/bench/bench_attention.py).
     """
     is_short = q_BhNd.shape[-2] * k_BhMd.shape[-2] < FUSED_FROM**2
     if not (q_BhNd.is_cpu and q_BhNd.dtype == torch.bfloat16 and is_short):
