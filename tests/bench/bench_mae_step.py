@@ -13,8 +13,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import mean, median
+from dataclasses import dataclass, replace
+from statistics import mean
 
 import torch
 import torch.distributed as dist
@@ -137,23 +137,24 @@ def our_step(ours: Mae, shape: Shape, config: OptimiserConfig, num_steps: int) -
     return step
 
 
-def seconds(call: Callable[..., object], *arguments: object) -> float:
-    begin = time.perf_counter()
+def seconds(call: Callable[..., object], *arguments: object) -> Tensor:
+    """Return the seconds that `call` takes, and those of processors."""
+    begin, busy = time.perf_counter(), time.process_time()
     call(*arguments)
-    return time.perf_counter() - begin
+    return torch.tensor([time.perf_counter() - begin, time.process_time() - busy], dtype=torch.float64)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor) -> None:
     torch.autograd.grad(F.linear(x, weight, bias), (x, weight), gradient)
 
 
-def product_seconds(shape: Shape, dtype: torch.dtype) -> float:
-    """Return seconds of one encoder block's four linear maps, forward and both gradients."""
-    rows, width, total = shape.batch * (1 + round(shape.side**2 * (1 - MASK_RATIO))), shape.encoder[0], 0.0
+def product_seconds(shape: Shape, dtype: torch.dtype) -> Tensor:
+    """Return the `seconds` of one encoder block's four linear maps, forward and both gradients."""
+    rows, width, total = shape.batch * (1 + round(shape.side**2 * (1 - MASK_RATIO))), shape.encoder[0], torch.zeros(2)
     for fan_in, fan_out in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
         x, weight, bias = (torch.randn(*size, dtype=dtype) for size in ((rows, fan_in), (fan_out, fan_in), (fan_out,)))
         x.requires_grad_(), weight.requires_grad_()
-        total += seconds(product, x, weight, bias, torch.randn(rows, fan_out, dtype=dtype))
+        total = total + seconds(product, x, weight, bias, torch.randn(rows, fan_out, dtype=dtype))
     return total
 
 
@@ -171,11 +172,18 @@ def compare(shape: Shape, rounds: int, with_compile: bool) -> None:
             times[name].append(seconds(step, index, batches[index % 2]))
         for dtype in (torch.float32, torch.bfloat16):
             times[dtype].append(product_seconds(shape, dtype))
-    middle = {name: 1e3 * median(values[WARMUP:]) for name, values in times.items()}
-    cells = [f"{middle['public']:.0f}", f"{middle['ours']:.0f}", f"**{middle['public'] / middle['ours']:.2f}**"]
-    cells += [f"{middle['compiled']:.0f}", f"{middle['public'] / middle['compiled']:.2f}"] if with_compile else []
-    cells += [f"{middle[torch.float32] / middle[torch.bfloat16]:.2f}"]
-    print(f"| {shape} | {' | '.join(cells)} |", flush=True)
+    middle = {name: 1e3 * torch.stack(values[WARMUP:]).median(0).values for name, values in times.items()}
+    cells = [shown(middle["public"]), shown(middle["ours"]), ratio(middle["public"], middle["ours"])]
+    cells += [shown(middle["compiled"]), ratio(middle["public"], middle["compiled"])] if with_compile else []
+    print(f"| {shape} | {' | '.join([*cells, ratio(middle[torch.float32], middle[torch.bfloat16])])} |", flush=True)
+
+
+def shown(middle_ms: Tensor) -> str:
+    return " / ".join(f"{value:.0f}" for value in middle_ms)
+
+
+def ratio(slow: Tensor, fast: Tensor) -> str:
+    return " / ".join(f"{value:.2f}" for value in slow / fast)
 
 
 def parity(shape: Shape) -> None:
@@ -199,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="some of " + ", ".join(SHAPES))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, help="otherwise each shape has its own")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--compile", action="store_true", help="also our step with compiled blocks")
@@ -206,10 +215,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     os.environ["LOCAL_RANK"] = "0"
     chosen = [SHAPES[name] for name in options.shapes.split(",")]
+    if options.batch_size:
+        chosen = [replace(shape, batch=options.batch_size) for shape in chosen]
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
         if not options.parity:
-            titles = ["shape", "public float32, ms", "ours, ms", "ratio", *(["compiled, ms", "ratio"] * options.compile)]
+            print("Milliseconds, and those of processors; medians.\n")
+            titles = ["shape", "public float32", "ours", "ratio", *(["compiled", "ratio"] * options.compile)]
             print(f"| {' | '.join([*titles, 'products alone'])} |\n|{'---|' * (len(titles) + 1)}")
         for shape in chosen:
             parity(shape) if options.parity else compare(shape, options.rounds, options.compile)
