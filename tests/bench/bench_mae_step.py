@@ -73,14 +73,13 @@ SHAPES = {
 
 
 def tiles(shape: Shape, seed: int) -> Tensor:
-    """Return (B, C, Y, X) reflectance: few smooth fields seen by all bands, and noise."""
+    """Return (B, C, Y, X) reflectance: few smooth fields seen by all bands, and a little noise."""
     draw = torch.Generator().manual_seed(seed)
     fields = sum(
-        F.interpolate(torch.randn(shape.batch, 4, cells, cells, generator=draw), shape.side_px, mode="bicubic")
-        for cells in (4, 12, 32)
+        F.interpolate(torch.randn(shape.batch, 4, cells, cells, generator=draw), shape.side_px, mode="bicubic") for cells in (3, 6)
     )
     seen = torch.einsum("cf,bfyx->bcyx", torch.randn(BANDS, 4, generator=torch.Generator().manual_seed(0)), fields)
-    return 0.2 + 0.03 * seen + 0.01 * torch.randn(seen.shape, generator=draw)
+    return 0.2 + 0.03 * seen + 0.002 * torch.randn(seen.shape, generator=draw)
 
 
 def build(shape: Shape) -> Mae:
