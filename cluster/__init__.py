@@ -2,6 +2,10 @@
 
 import os
 
+# Torch (2.13) reads it when it is imported; workers of a Ray that is started here inherit it. Large tensors come in huge pages
+# then: an eighth of a training step on a CPU was the kernel's, clearing small ones.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 import torch
 
 # DeepSpeed guesses the accelerator and warns when it finds none; say it.

@@ -125,7 +125,8 @@ class OptimiserConfig:
             for group in groups:
                 group |= {} if group["decays"] else {"trust": 0.0}
             return Lars(groups, 0.0, self.gradient_momentum)
-        return torch.optim.AdamW(groups, 0.0, self.betas)
+        # One pass over the weights, where torch's default makes a dozen, each with a new tensor of their size.
+        return torch.optim.AdamW(groups, 0.0, self.betas, fused=True)
 
 
 def _cosine(first: float, last: float, done: float) -> float:

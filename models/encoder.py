@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from models.batch import Batch, Tiles
 from models.config import from_dict, hint, to_dict
 from models.errors import InputError
+from models.gather import take
 from models.initialise import initialise
 from models.moe import MixtureOfExperts
 from models.position_embedding import PositionConfig, PositionEmbedding, TokenGrid
@@ -249,6 +250,17 @@ class Encoder(nn.Module):
         grid = TokenGrid(time_days.shape[1], groups, rows, columns, time_days, lonlat_deg, scale)
         flat = tokens.unflatten(0, time_days.shape).flatten(1, 4)
         return flat + self.positions(grid, generator).to(flat), grid
+
+    def some_tokens(
+        self, normalised: Tensor, spec: SensorSpec, grid: TokenGrid, index_BK: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return of the tokens that `tokens` makes on `grid` those at `index_BK`, (B, K, D): others are not made where it can."""
+        assert self.positions is not None
+        if grid.times == 1:
+            tokens = self.stem.some(normalised, spec, index_BK)
+        else:
+            tokens = take(self.stem(normalised, spec).unflatten(0, grid.time_days.shape).flatten(1, 4), index_BK)
+        return tokens + take(self.positions(grid, generator).expand(len(tokens), -1, -1), index_BK).to(tokens)
 
     def pooled(self, tiles: Tiles, sensor: str, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return (B*T, D) float32 and the experts' balance loss, with gradients: what objectives compare."""

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def take(x_BND: Tensor, index_BK: Tensor) -> Tensor:
+    """Return (B, K, D), of each sample the rows at `index_BK`."""
+    return x_BND.gather(1, index_BK[..., None].expand(-1, -1, x_BND.shape[-1]))
+
+
 def gather_rows(x: Tensor, index: Tensor, inverse: Tensor, has_inverse: Tensor | None = None, dim: int = 0) -> Tensor:
     """Return `x.index_select(dim, index)` for an `index` that is one-to-one where it counts.
 

@@ -119,7 +119,7 @@ class SensorSpec:
     def normalise(self, pixels_BCYX: Tensor, is_valid_BYX: Tensor, level_BC11: Tensor) -> Tensor:
         """Return (pixels - level) / std in float32, 0 at invalid pixels whatever they held."""
         std = pixels_BCYX.new_tensor(self.std).view(-1, 1, 1)
-        return ((pixels_BCYX - level_BC11) / std).masked_fill_(~is_valid_BYX[:, None], 0)
+        return (pixels_BCYX - level_BC11).div_(std).masked_fill_(~is_valid_BYX[:, None], 0)
 
     def denormalise(self, normalised_BCYX: Tensor, level_BC11: Tensor) -> Tensor:
         """Return network units in this sensor's `unit`, float32."""

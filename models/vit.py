@@ -5,14 +5,12 @@ from `positions.py`, tokens from `stems.py`, experts from `moe.py`; whoever call
 Legend: B batch, N tokens, P prefix tokens (class token and registers), h heads, D width.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.errors import InputError
 from models.layers import Mlp, thin
@@ -21,8 +19,8 @@ from models.moe import MoEConfig, build_experts
 NORM_EPS = 1e-6
 NUM_TAPS = 4
 """Depths, evenly spaced and the last among them, whose outputs are returned."""
-FUSED_FROM = 300
-"""Tokens from which the CPU's fused attention kernel pays in bf16."""
+FUSED_FROM = 600
+"""Tokens from which the CPU's fused attention kernel is used in bf16: by then the weights that products keep fill memory."""
 SIZES = {
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -99,14 +97,19 @@ class Attention(nn.Module):
 
 
 def attend(q_BhNd: Tensor, k_BhMd: Tensor, v_BhMd: Tensor, mask: Tensor | None) -> Tensor:
-    """Return softmax(q k / sqrt(d)) v; `mask` is True where a key may be looked at.
+    """Return softmax(q k / sqrt(d)) v; `mask` is True where a key may be looked at, and nothing is 0.
 
-    On CPU in bf16 by plain products while they are short, where the fused kernel's backward is slower (torch 2.13; 0.57 of the
-    speed at 129 tokens, 2.2 times at 513, and in float32 1.6 to 3 times at any length: tests/bench/bench_attention.py).
+    On CPU in bf16 by products in bf16: torch's own plain path (2.13) makes float32 of them, and the fused kernel takes 1.5 times
+    as long at 513 tokens, five times at 65 (tests/bench/bench_attention.py).
     """
     is_short = q_BhNd.shape[-2] * k_BhMd.shape[-2] < FUSED_FROM**2
-    with sdpa_kernel(SDPBackend.MATH) if q_BhNd.is_cpu and q_BhNd.dtype == torch.bfloat16 and is_short else nullcontext():
+    if not (q_BhNd.is_cpu and q_BhNd.dtype == torch.bfloat16 and is_short):
         return F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd, attn_mask=mask)
+    score_BhNM = (q_BhNd * q_BhNd.shape[-1] ** -0.5) @ k_BhMd.transpose(-2, -1)
+    if mask is None:
+        return score_BhNM.softmax(-1) @ v_BhMd
+    seen_BhNd = score_BhNM.masked_fill(~mask, torch.finfo(score_BhNM.dtype).min).softmax(-1) @ v_BhMd
+    return seen_BhNd.masked_fill(~mask.any(-1, keepdim=True), 0)
 
 
 class VitBlock(nn.Module):

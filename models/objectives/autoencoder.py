@@ -17,6 +17,7 @@ from models.batch import Batch, Tiles
 from models.distributed import mean
 from models.encoder import Encoder, EncoderConfig
 from models.errors import InputError
+from models.gather import take
 from models.initialise import initialise
 from models.masking import upsample
 from models.objectives.panel import Panel
@@ -183,38 +184,46 @@ class MaskedAutoencoder(nn.Module):
 
     def encode(self, given: list[Given], generator: torch.Generator) -> Encoded:
         """Encode the visible tokens; a sample with fewer than others is filled up with ones that nobody looks at."""
-        parts = [self.encode_tokens(part, generator) for part in given]
-        tokens, is_hidden = torch.cat(parts, 1), torch.cat([part.is_hidden.flatten(1) for part in given], 1)
-        num_tokens, num_kept = tokens.shape[1], int((~is_hidden).sum(1).max())
+        is_hidden = torch.cat([part.is_hidden.flatten(1) for part in given], 1)
+        num_tokens, num_kept = is_hidden.shape[1], int((~is_hidden).sum(1).max())
         order = is_hidden.long().argsort(dim=1, stable=True)
         kept = order[:, :num_kept]
         is_key = ~is_hidden.gather(1, kept)
-        visible = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
-        maps, prefix, balance = self.encoder.backbone(visible, is_key, generator)
+        visible = self.encode_tokens(given, kept, generator)
+        maps, prefix, balance = self.encoder.backbone(visible, None if is_key.all() else is_key, generator)
         seen = self.mask_token(self.enter(maps[-1]), ~is_key)
         places = torch.cat([seen, self.mask_token.token.to(seen).expand(len(seen), num_tokens - num_kept, -1)], 1)
         # Back to where they came from: place order[i] holds what stands at i.
-        places = places.gather(1, order.argsort(1)[..., None].expand(-1, -1, places.shape[-1]))
+        places = take(places, order.argsort(1))
         return Encoded(places, self.enter(prefix), maps, is_key, balance)
 
-    def encode_tokens(self, part: Given, generator: torch.Generator) -> Tensor:
-        """Return one sensor's tokens (B, N, D) as the encoder is given them."""
-        grid = part.grid
-        return self.encoder.tokens(part.pixels, part.spec, None, grid.time_days, grid.lonlat_deg, generator, grid.scale)[0]
+    def encode_tokens(self, given: list[Given], kept: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the tokens (B, kept, D) that the encoder is given: those of all sensors, one after the other, at `kept`."""
+        if len(given) == 1:
+            (part,) = given
+            return self.encoder.some_tokens(part.pixels, part.spec, part.grid, kept, generator)
+        parts = []
+        for part in given:
+            every = torch.arange(part.grid.num_tokens, device=kept.device).expand(len(kept), -1)
+            parts.append(self.encoder.some_tokens(part.pixels, part.spec, part.grid, every, generator))
+        return take(torch.cat(parts, 1), kept)
 
     def decode(self, given: list[Given], encoded: Encoded, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
         """Return the decoder's tokens (B, N, W) of each sensor, anything where they are dropped, and its balance loss."""
         memory, prefix = encoded.memory, encoded.prefix
         positions = torch.cat([self.place(part, generator).expand(len(memory), -1, -1) for part in given], 1)
-        places = memory + positions.to(memory)
+        places, sizes = memory + positions.to(memory), [part.grid.num_tokens for part in given]
         is_dropped = torch.cat([part.is_dropped.flatten(1) for part in given], 1)
+        if not is_dropped.any():
+            outputs, _, balance = self.decoder(torch.cat([prefix, places], 1), None, generator)
+            return list(outputs[-1][:, prefix.shape[1] :].split(sizes, 1)), balance
         order = is_dropped.long().argsort(dim=1, stable=True)[:, : int((~is_dropped).sum(1).max())]
-        index = order[..., None].expand(-1, -1, places.shape[-1])
         is_key = F.pad(~is_dropped.gather(1, order), (prefix.shape[1], 0), value=True)
-        inputs = torch.cat([prefix, places.gather(1, index)], 1)
+        inputs = torch.cat([prefix, take(places, order)], 1)
         outputs, _, balance = self.decoder(inputs, None if is_key.all() else is_key, generator)
+        index = order[..., None].expand(-1, -1, places.shape[-1])
         decoded = torch.zeros_like(places).scatter(1, index, outputs[-1][:, prefix.shape[1] :].to(places))
-        return list(decoded.split([part.grid.num_tokens for part in given], 1)), balance
+        return list(decoded.split(sizes, 1)), balance
 
     def place(self, part: Given, generator: torch.Generator) -> Tensor:
         """Return what the decoder is told of each place of one sensor, (B or 1, N, D)."""
@@ -232,14 +241,17 @@ class MaskedAutoencoder(nn.Module):
         """Return the patches of `pixels` (B*T, C, Y, X), per group of bands (B, T*y*x, patch^2 * bands)."""
         patch, batch = part.spec.patch_px(self.encoder.config.token_size_m), len(part.is_seen)
         groups = self.encoder.config.stem.groups(part.spec)
-        return [patchify(pixels[:, list(bands)], patch).reshape(batch, -1, patch**2 * len(bands)) for bands in groups]
+        every = tuple(range(pixels.shape[1]))
+        chosen = [pixels if bands == every else pixels[:, list(bands)] for bands in groups]
+        return [patchify(part, patch).reshape(batch, -1, patch**2 * part.shape[1]) for part in chosen]
 
     def error(self, made: Predicted, power: int = 2) -> Tensor:
         """Return (B, T, G, y, x): mean |error|^power of each patch, of scaled targets where the configuration says so."""
         errors = []
         for patches, target in zip(made.patches, made.targets):
             wanted = scale_patches(target) if self.config.normalise_patches else target
-            errors.append((patches - wanted).abs().pow(power).mean(-1))
+            apart = patches - wanted
+            errors.append((apart.square() if power == 2 else apart.abs().pow(power)).mean(-1))
         shape = (len(made.is_scored), made.given.grid.times, *made.is_scored.shape[3:])
         return torch.stack([error.view(shape) for error in errors], 2)
 

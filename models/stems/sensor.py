@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.errors import InputError
@@ -39,13 +40,27 @@ class PatchProjection(nn.Module):
 
     def __init__(self, num_bands: int, patch_px: int, width: int, has_norm: bool) -> None:
         super().__init__()
-        self.project = nn.Conv2d(num_bands, width, kernel_size=patch_px, stride=patch_px)
+        self.project = PatchConvolution(num_bands, width, kernel_size=patch_px, stride=patch_px)
         self.norm = nn.LayerNorm(width) if has_norm else None
 
-    def forward(self, pixels_BCYX: Tensor) -> Tensor:
-        """Return tokens (B, y, x, D)."""
-        tokens_ByxD = self.project(pixels_BCYX.to(self.project.weight.dtype)).permute(0, 2, 3, 1)
-        return tokens_ByxD if self.norm is None else self.norm(tokens_ByxD)
+    def forward(self, pixels_BCYX: Tensor, index_BK: Tensor | None = None) -> Tensor:
+        """Return tokens (B, y, x, D), or of the y * x tokens of each tile those at `index_BK`, (B, K, D)."""
+        tokens = self.project(pixels_BCYX, index_BK)
+        return tokens if self.norm is None else self.norm(tokens)
+
+
+class PatchConvolution(nn.Conv2d):
+    """Looks only at the patches that are asked for: of a masked tile a convolution would make tokens that nobody reads."""
+
+    def forward(self, pixels_BCYX: Tensor, index_BK: Tensor | None = None) -> Tensor:
+        """Arguments and result as of `PatchProjection`."""
+        if index_BK is None:
+            return super().forward(pixels_BCYX.to(self.weight.dtype)).permute(0, 2, 3, 1)
+        side = self.kernel_size[0]
+        patches = pixels_BCYX.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+        tile_B1, columns = torch.arange(len(index_BK), device=index_BK.device)[:, None], patches.shape[2]
+        chosen_BKCYX = patches[tile_B1, index_BK // columns, index_BK % columns]
+        return F.linear(chosen_BKCYX.flatten(2).to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
 class SensorStem(Stem):
@@ -69,6 +84,12 @@ class SensorStem(Stem):
         if len(groups) == 1 and len(groups[0]) == spec.num_bands:
             return parts[0](pixels_BCYX)[:, None]
         return torch.stack([part(pixels_BCYX[:, list(bands)]) for part, bands in zip(parts, groups)], 1)
+
+    def some(self, pixels_BCYX: Tensor, spec: SensorSpec, index_BK: Tensor) -> Tensor:
+        parts, (bands, *others) = of_sensor(self.projections, spec), self.config.groups(spec)
+        if others or len(bands) < spec.num_bands or not isinstance(parts[0], PatchProjection):
+            return super().some(pixels_BCYX, spec, index_BK)
+        return parts[0](pixels_BCYX, index_BK)
 
     def check_unseen(self, spec: SensorSpec) -> None:
         refuse_unseen(self.projections, spec)

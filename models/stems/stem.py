@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.gather import take
 from models.sensor import SensorSpec
 
 
@@ -22,6 +23,10 @@ class Stem(nn.Module):
     def forward(self, pixels_BCYX: Tensor, spec: SensorSpec) -> Tensor:
         """Return tokens (B, G, y, x, D) of normalised pixels, in the parameters' dtype."""
         raise NotImplementedError
+
+    def some(self, pixels_BCYX: Tensor, spec: SensorSpec, index_BK: Tensor) -> Tensor:
+        """Return of each tile's G * y * x tokens those at `index_BK`, (B, K, D)."""
+        return take(self(pixels_BCYX, spec).flatten(1, 3), index_BK)
 
     def check_unseen(self, spec: SensorSpec) -> None:
         """Raise InputError, saying why, if this stem has no weights for a sensor that it was not built for."""

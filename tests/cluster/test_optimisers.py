@@ -70,6 +70,26 @@ def test_weight_decay_stays_or_follows_a_cosine() -> None:
     assert [rising.decay(step, 10) for step in (0, 5, 10)] == pytest.approx([0.04, 0.22, 0.4])
 
 
+def test_adamw_in_one_pass_is_that_of_loshchilov_and_hutter() -> None:
+    """Against the formula in float64: rate 0.1, betas 0.9 and 0.95, decay 0.2 of the matrix and none of the bias."""
+    model, draw = nn.Linear(3, 2), torch.Generator().manual_seed(0)
+    optimiser = OptimiserConfig(weight_decay=0.2).build(model)
+    kept = {name: value.detach().double() for name, value in model.named_parameters()}
+    first, second = ({name: torch.zeros_like(value) for name, value in kept.items()} for _ in range(2))
+    for step in range(1, 6):
+        for name, value in model.named_parameters():
+            value.grad = torch.randn(value.shape, generator=draw)
+            first[name] = 0.9 * first[name] + 0.1 * value.grad
+            second[name] = 0.95 * second[name] + 0.05 * value.grad.double() ** 2
+            change = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.95**step)).sqrt() + 1e-8)
+            kept[name] = kept[name] * (1 - 0.1 * (0.2 if name == "weight" else 0.0)) - 0.1 * change
+        for group in optimiser.param_groups:
+            group["lr"] = 0.1
+        optimiser.step()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value.detach().double(), kept[name], atol=1e-6, rtol=1e-5)
+
+
 def test_lars_by_its_formula() -> None:
     draw = torch.Generator().manual_seed(0)
     weights = [torch.randn(3, 2, generator=draw, dtype=torch.float64), torch.randn(3, generator=draw, dtype=torch.float64)]

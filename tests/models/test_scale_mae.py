@@ -111,7 +111,8 @@ def test_positions_are_ground_distances(make_batch: Make, specs: Specs) -> None:
         (given,) = model.train(mode).give(batch, seeded())
         assert given.grid.scale.tolist() == [scale, scale]
         stem = model.encoder.stem(given.pixels, given.spec).flatten(1, 3)
-        torch.testing.assert_close(model.encode_tokens(given, seeded()), stem + sincos_2d(16, 4, 4, scale))
+        tokens = model.encode_tokens([given], torch.arange(16).expand(2, -1), seeded())
+        torch.testing.assert_close(tokens, stem + sincos_2d(16, 4, 4, scale))
         torch.testing.assert_close(model.place(given, seeded())[0], sincos_2d(16, 4, 4, scale))
 
 

@@ -215,6 +215,26 @@ def test_heads_put_pixels_where_patchify_finds_them() -> None:
     assert torch.equal(head(patches[:, None], SENTINEL1)[0], patches)
 
 
+@pytest.mark.parametrize(
+    "stem",
+    [SensorStemConfig(), SensorStemConfig(has_norm=False), BandGroupStemConfig(), SpectralStemConfig()],
+    ids=lambda s: s.kind,
+)
+def test_some_tokens_are_those_of_all(stem: StemConfig) -> None:
+    """Of two tiles of 3 x 4 tokens, in any order and more than once, and the same gradient of the weights."""
+    encoder = Encoder(EncoderConfig(VIT, 20.0, (SENTINEL2,), hidden="absent", stem=stem), seeded())
+    pixels = torch.randn(2, SENTINEL2.num_bands, 6, 8, generator=seeded())
+    tokens, grid = encoder.tokens(pixels, SENTINEL2)
+    index = torch.randint(grid.num_tokens, (2, 5), generator=seeded())
+    some = encoder.some_tokens(pixels, SENTINEL2, grid, index)
+    chosen = torch.stack([part[places] for part, places in zip(tokens, index)])
+    torch.testing.assert_close(some, chosen, atol=1e-5, rtol=1e-5)
+    weights = list(encoder.stem.parameters())
+    gradients = [torch.autograd.grad(part.sin().sum(), weights, allow_unused=True) for part in (some, chosen)]
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def test_stems_are_found_by_kind_in_a_saved_configuration(tmp_path) -> None:  # type: ignore[no-untyped-def]
     load()
     for stem in (BandGroupStemConfig(), CubeStemConfig(bands_per_cube=2), DofaStemConfig(kernel_px=4), SpectralStemConfig()):

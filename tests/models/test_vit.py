@@ -34,6 +34,28 @@ def test_attention_by_its_formula(generator: torch.Generator) -> None:
     assert torch.allclose(attend(q, k, v, mask), expected, atol=1e-6)
 
 
+def test_attention_in_bfloat16_is_the_formula_and_nothing_to_look_at_is_nothing(generator: torch.Generator) -> None:
+    """Within the rounding of bf16, values and gradients; the second sample has no key at all."""
+    q, k, v = (torch.randn(3, 2, 9, 24, generator=generator, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
+    mask = torch.rand(3, 1, 1, 9, generator=generator) < 0.6
+    mask[..., 0], mask[1] = True, False
+    for given in (mask, None):
+        found = attend(q, k, v, given)
+        score = (q.double() @ k.double().transpose(-1, -2)) / 24**0.5
+        score = score if given is None else score.masked_fill(~given, -torch.inf)
+        expected = score.softmax(-1).nan_to_num(0.0) @ v.double()
+        weight = torch.randn(found.shape, generator=generator, dtype=torch.double)
+        if given is not None:
+            assert not found[1].any()
+            expected, found, weight = expected[::2], found[::2], weight[::2]
+        torch.testing.assert_close(found.double(), expected, atol=0.02, rtol=0.02)
+        close = zip(
+            torch.autograd.grad((found * weight).sum(), (q, k, v)), torch.autograd.grad((expected * weight).sum(), (q, k, v))
+        )
+        for one, other in close:
+            torch.testing.assert_close(one, other, atol=0.06, rtol=0.05)
+
+
 def test_what_is_no_key_changes_nothing(generator: torch.Generator) -> None:
     vit = build(generator, num_registers=2)
     tokens = torch.randn(2, 6, 16, generator=generator)
