@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.engine import Engine
+from cluster.zero import ZeroEngine
 from cluster.optimiser import OptimiserConfig, parameter_groups
 from models.batch import Batch, Tiles
 from models.compilation import compile_blocks
@@ -124,7 +124,7 @@ def public_step(ours: Mae, shape: Shape, config: OptimiserConfig, num_steps: int
 
 def our_step(ours: Mae, shape: Shape, config: OptimiserConfig, num_steps: int) -> Step:
     """Return a step as a training worker takes it."""
-    engine = Engine(ours, config, num_steps, shape.batch, 1, counts_flops=False)
+    engine = ZeroEngine(ours, config, num_steps, shape.batch, 1, counts_flops=False)
     is_valid = torch.ones(shape.batch, 1, shape.side_px, shape.side_px, dtype=torch.bool)
     there, days = torch.ones(shape.batch, 1, dtype=torch.bool), torch.zeros(shape.batch, 1, dtype=torch.float64)
     where = torch.zeros(shape.batch, 2, dtype=torch.float64)
