@@ -21,8 +21,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cluster.zero import ZeroEngine
 from cluster.optimiser import OptimiserConfig, parameter_groups
+from cluster.zero import ZeroEngine
 from models.batch import Batch, Tiles
 from models.compilation import compile_blocks
 from models.encoder import EncoderConfig
