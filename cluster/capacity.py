@@ -138,11 +138,11 @@ def require_memory(objective: nn.Module, optimiser: OptimiserConfig, workers: in
     states, room = states_of(objective, optimiser), min(sizes) * min(1.0, gpus_per_worker)
     found = {stage: states.peak(stage, workers, is_gpu=True) / GIB + CONTEXT_GIB for stage in STAGES}
     if found[optimiser.zero_stage] > room:
-        fitting = [str(stage) for stage in STAGES if found[stage] <= room]
+        fitting = " or ".join(str(stage) for stage in STAGES if found[stage] <= room)
+        do = f"--zero-stage {fitting}" if fitting else "more workers (--workers) with --zero-stage 3, or a smaller model"
         raise InputError(
             f"ZeRO stage {optimiser.zero_stage} needs {found[optimiser.zero_stage]:.0f} GiB on each of {workers} GPUs before the "
-            f"first sample, they have {room:g} GiB; use "
-            + (f"--zero-stage {' or '.join(fitting)}" if fitting else "more workers (--workers) with --zero-stage 3, or a smaller model")
+            f"first sample, they have {room:.3g} GiB; use {do}"
         )
 
 

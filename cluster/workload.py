@@ -7,6 +7,7 @@ spread, stand for all.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from torch import nn
 
 from cluster.batches import sensor_specs
+from cluster.optimiser import OptimiserConfig
 from cluster.training import TrainConfig
 from models.batch import Batch, Tiles
-from models.cost import Cost, measure
+from models.cost import Cost, CostCounter, measure
 from models.recomputation import recompute_blocks
 from models.sensor import SensorSpec
 from pipeline import storage
@@ -75,7 +77,9 @@ def shape_of_archive(url: str, train: TrainConfig) -> Shape:
     everything = archive.tiles(shards)
     tiles = everything[everything["split"] == "train"]
     specs, site_m = sensor_specs(archive), archive.grid.site_size_m
-    counts = {s: len(train.view.samples(tiles, s)) for s in train.sensor_sets or sensor_sets(presence(tiles), archive.sensors, train.view)}
+    counts = {
+        s: len(train.view.samples(tiles, s)) for s in train.sensor_sets or sensor_sets(presence(tiles), archive.sensors, train.view)
+    }
     if not sum(counts.values()):
         raise InputError(f"no {type(train.view).__name__} sample in {len(shards)} shards of '{url}'; use another view or archive")
     sizes = [storage.files(archive.shard_url(shard)) for shard in shards]
@@ -84,8 +88,9 @@ def shape_of_archive(url: str, train: TrainConfig) -> Shape:
         stored[name.partition("/")[0]] += size
     number = everything["sensor"].value_counts().to_dict()
     of_tile = {name: stored[name] / number[name] for name in number}
+    total = sum(counts.values())
     sets = [
-        _set(s, count / sum(counts.values()), archive.sensors, site_m, train, of_tile, count / len(shards)) for s, count in counts.items() if count
+        _set(s, count / total, archive.sensors, site_m, train, of_tile, count / len(shards)) for s, count in counts.items() if count
     ]
     return Shape(specs, tuple(sets), site_m)
 
@@ -171,11 +176,21 @@ def costs(objective: nn.Module, shape: Shape, train: TrainConfig, is_fused: bool
     model: Any = objective.to(torch.bfloat16 if train.optimiser.bf16 else torch.float32).train()
     if train.recompute:
         recompute_blocks(model)
-    found = {}
-    for part in shape.sets:
-        specs = [spec for spec in shape.specs if spec.name in part.sensors]
-        found[part.sensors] = [
-            measure(model, lambda n, turn=turn: made_batch(specs, shape.site_m, train, n, turn), is_fused)  # type: ignore[misc]
-            for turn in range(len(specs))
-        ]
-    return found
+    return {part.sensors: _turns(model, part.sensors, shape, train, is_fused) for part in shape.sets}
+
+
+def _turns(model: nn.Module, sensors: SensorSet, shape: Shape, train: TrainConfig, is_fused: bool) -> list[Cost]:
+    specs = [spec for spec in shape.specs if spec.name in sensors]
+    made = [partial(made_batch, specs, shape.site_m, train, index=turn) for turn in range(len(specs))]
+    return [measure(model, make, is_fused) for make in made]
+
+
+def optimiser_bytes(config: OptimiserConfig) -> float:
+    """Return the bytes that one update of a parameter reads and writes, counted in a real one."""
+    layer = nn.Linear(64, 64, bias=False)
+    optimiser = config.build(layer)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimiser.step()  # makes its state
+    with CostCounter() as counter:
+        optimiser.step()
+    return counter.moved / layer.weight.numel()

@@ -1,8 +1,9 @@
-"""What a micro-batch asks of a processor, counted in a real forward and backward pass of few samples.
+"""What a micro-batch asks of a processor, counted in a forward and backward pass of few samples on the CPU.
 
-Not from rules about parameters, and not on the meta device: which tokens are hidden and which sensor takes its turn is read
-off values, so shapes depend on them. Memory is what is alive at each moment, not a sum over layers. Two passes of different
-sizes tell what grows with the samples from what does not. How states are shared out over ranks is not decided here.
+Not from rules about parameters, and not on the meta device: how many tokens are visible is read off masks, so shapes depend
+on values. Everything is done but products, which give zeros: that takes seconds where the products of a ViT-L take minutes.
+Memory is what is alive at each moment, not a sum over layers. Two passes of different sizes tell what grows with the samples
+from what does not. How states are shared out over ranks is not decided here.
 """
 
 import weakref
@@ -14,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from models.batch import Batch
-from models.flops import FlopCounter, operations
+from models.flops import FlopCounter, is_product, operations
 from models.vit import fused_attention
 
 ALLOCATES_ONLY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 """Operations that touch none of the memory they return."""
+DRAWS = {"normal_", "uniform_", "bernoulli_", "random_", "exponential_"}
 SAMPLES = (2, 4)
 """Sizes of the two passes: what compares samples needs two."""
 
@@ -45,12 +47,14 @@ class Cost:
     flops       operations of the model, as `models.flops` counts them
     done_flops  with what is computed a second time
     bytes       read and written by all operations but products
+    batch_bytes of what a sample is given as
     moments     in the order of time
     """
 
     flops: float
     done_flops: float
     bytes: float
+    batch_bytes: float
     moments: tuple[Moment, ...]
 
     def live_bytes(self, samples: int) -> float:
@@ -59,15 +63,18 @@ class Cost:
 
 
 class CostCounter(TorchDispatchMode):
-    """Counts what is done inside `with`: `flops`, `moved` bytes; `live` bytes of what was made and is not gone, their `peak`."""
+    """Counts what is done inside `with`: `flops`, `moved` bytes; `live` bytes of what was made and is not gone, their `peak`.
+
+    `given`: bytes that were there before.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.done_flops = self.moved = self.live = self.peak = 0
+        self.flops = self.done_flops = self.moved = self.live = self.peak = self.given = 0
         self._alive: dict[int, Any] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = function(*args, **(kwargs or {}))
+        output = (_shaped if is_product(function) else _done)(function, args, kwargs or {})
         inputs = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         outputs = [x for x in tree_iter(output) if isinstance(x, Tensor)]
         flops = operations(function, args, kwargs or {}, output)
@@ -97,6 +104,25 @@ class CostCounter(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
+def _done(function: Any, args: Any, kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def _shaped(function: Any, args: Any, kwargs: Any) -> Any:
+    """Return zeros in place of what `function` would make: no shape depends on a product's values."""
+    meta_args, meta_kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
+    return tree_map_only(Tensor, lambda x: torch.zeros_like(x, device="cpu"), function(*meta_args, **meta_kwargs))
+
+
+class UndrawnWeights(TorchDispatchMode):
+    """Inside, what is drawn is 0: a model's weights do not matter to what it costs, and drawing them takes longest."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function._overloadpacket.__name__ in DRAWS:
+            return args[0].zero_()
+        return function(*args, **(kwargs or {}))
+
+
 def _bytes(x: Tensor) -> int:
     """Return the bytes of `x` that differ: what is repeated by a stride of 0 is read once."""
     return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
@@ -114,10 +140,11 @@ def measure(objective: nn.Module, make_batch: Callable[[int], Batch], is_fused: 
     for (low, gradients), (high, _) in zip(first.moments, second.moments, strict=True):
         slope = max(0.0, (high - low) / extra)
         moments.append(Moment(low - SAMPLES[0] * slope, slope, gradients))
-    one, two = first.counter, second.counter
-    return Cost(
-        (two.flops - one.flops) / extra, (two.done_flops - one.done_flops) / extra, (two.moved - one.moved) / extra, tuple(moments)
-    )
+
+    def slope_of(name: str) -> float:
+        return (getattr(second.counter, name) - getattr(first.counter, name)) / extra
+
+    return Cost(slope_of("flops"), slope_of("done_flops"), slope_of("moved"), slope_of("given"), tuple(moments))
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
@@ -137,6 +164,7 @@ class _Course:
         try:
             for x in _tensors(batch):
                 self.counter.watch(x)
+            self.counter.given = self.counter.live
             with self.counter:
                 loss = objective(batch, torch.Generator().manual_seed(0))["loss"]
                 loss.backward()

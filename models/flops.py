@@ -33,6 +33,12 @@ class FlopCounter(TorchDispatchMode):
         return output
 
 
+def is_product(function: Any) -> bool:
+    """Return whether `function` is what is counted: a product, convolution or attention, and changes none of its inputs."""
+    packet = function._overloadpacket
+    return (packet in flop_registry or packet in ATTENTION | ATTENTION_BACKWARD) and not function._schema.is_mutable
+
+
 def operations(function: Any, args: Any, kwargs: Any, output: Any) -> int:
     """Return the operations of one call of `function`, 0 for all but products, convolutions and attention."""
     packet = function._overloadpacket
