@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 
 from cluster.batches import sensor_specs, to_batch
+from cluster.capacity import require_memory
 from cluster.connect import connect, require_resources
 from cluster.devices import peak_bf16_tflops
 from cluster.engine import Engine
@@ -109,7 +110,8 @@ def train(job: Job) -> dict[str, Any]:
     if config.stream.crops:
         config.stream.crops.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
     with torch.device("meta"):  # shapes only: nothing is allocated
-        job.build(sensor_specs(archive), None)
+        shapes = job.build(sensor_specs(archive), None)
+    require_memory(shapes, config.optimiser, config.workers, config.gpus_per_worker)
     filesystem, path = arrow_filesystem(job.run_url)
     started = time.time()
     trainer = TorchTrainer(

@@ -15,7 +15,7 @@ from cluster.capacity import STAGES, Load, States, largest_micro_batch, memory_g
 from cluster.devices import DEVICES, Device
 from cluster.training import TrainConfig
 from cluster.workload import SetShape, Shape, assumed_shape, costs, optimiser_bytes, shape_of_archive
-from models.cost import Cost
+from models.cost import Cost, UndrawnWeights
 from pipeline.errors import InputError
 
 DECODE_GB_PER_SECOND = 0.4
@@ -66,11 +66,8 @@ class EstimateConfig:
     @property
     def link_gb_per_second(self) -> float:
         """Return what the slowest link of a ring over all GPUs carries."""
-        return (
-            self.device.link_gb_per_second
-            if self.machines == 1
-            else min(self.device.link_gb_per_second, self.network_gb_per_second)
-        )
+        own = self.device.link_gb_per_second
+        return own if self.machines == 1 else min(own, self.network_gb_per_second)
 
 
 def estimate(recipe: Any, config: EstimateConfig) -> dict[str, Any]:
@@ -82,7 +79,8 @@ def estimate(recipe: Any, config: EstimateConfig) -> dict[str, Any]:
     if hasattr(recipe, "located"):
         recipe = recipe.located()
     shape = shape_of_archive(config.archive, train) if config.archive else assumed_shape(recipe, config.site_size_m)
-    objective = recipe.build(shape.specs, torch.Generator().manual_seed(0))
+    with UndrawnWeights():
+        objective = recipe.build(shape.specs, torch.Generator().manual_seed(0))
     states = states_of(objective, train.optimiser)
     of_sets = costs(objective, shape, train, is_fused=True)
     sample = _sample(shape.sets, of_sets)
