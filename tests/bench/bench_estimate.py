@@ -1,8 +1,8 @@
 """What `terraloom estimate` says beside what is: `python -m tests.bench.bench_estimate [--steps 6]`.
 
 Peak memory and seconds of a step of MAE on two CPU ranks (gloo, DeepSpeed, one thread each), for each ZeRO stage, several models
-and micro-batches. Measured memory is what a rank's resident memory rises by from before the model is built, by the kernel's
-high-water mark. The device is measured in the same processes, both ranks at a time: products, memory, link.
+and micro-batches. Memory is what torch's allocator has given out at most, which is what a GPU's counts too, and what resident memory
+rises by from before the model is built, by the kernel's high-water mark. The device is measured in the same processes, both ranks at a time: products, memory, link.
 """
 
 import argparse
@@ -12,15 +12,16 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.profiler import ProfilerActivity, profile
 
-from cluster.capacity import GIB, STAGES, Load, memory_gib, states_of
+from cluster.capacity import BUCKET, GIB, STAGES, Load, memory_gib, states_of
 from cluster.devices import Device
 from cluster.engine import Engine
 from cluster.optimiser import OptimiserConfig
@@ -73,20 +74,40 @@ def resident(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def run(size: str, stage: int, samples: int, steps: int) -> tuple[float, float]:
-    """Return the bytes by which this rank's memory rises at most, and the seconds of a step."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before, taken = resident("VmRSS"), []
+def steps_of(size: str, stage: int, samples: int, steps: int) -> Iterator[float]:
+    """Yield the seconds of each step of a new model."""
     engine = Engine(build(size), OptimiserConfig(zero_stage=stage), steps, samples, 1, counts_flops=False)
     for step in range(steps):
         batch = made_batch(SENSORS[:1], SIDE_M, TRAIN, samples, step)
         dist.barrier()
         begin = time.perf_counter()
         engine.step(step, [(batch, torch.Generator().manual_seed(step))])
-        taken.append(time.perf_counter() - begin)
-    return resident("VmHWM") - before, median(taken[2:])
+        yield time.perf_counter() - begin
+
+
+def allocated(size: str, stage: int, samples: int) -> int:
+    """Return the most bytes that torch's allocator has given out at once, by its own records; a bucket as far as it is filled."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        for _ in steps_of(size, stage, samples, 2):
+            pass
+    now = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]" and abs(event.nbytes()) < 2 * BUCKET:
+            now += event.nbytes()
+            peak = max(peak, now)
+    parameters = sum(p.numel() for p in build(size).parameters())
+    return peak + (0, 2, 2, 4)[stage] * parameters
+
+
+def run(size: str, stage: int, samples: int, steps: int) -> tuple[float, float, float]:
+    """Return the bytes that are allocated at most, those by which resident memory rises, and the seconds of a step."""
+    given_out = allocated(size, stage, samples)
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = resident("VmRSS")
+    taken = list(steps_of(size, stage, samples, steps))
+    return given_out, resident("VmHWM") - before, median(taken[2:])
 
 
 def rank_main(rank: int, folder: str, options: argparse.Namespace) -> None:
@@ -131,16 +152,18 @@ def main() -> None:
     )
     for one, other in zip(*both, strict=True):
         size, stage, samples, device = one[:4]
-        rise, taken = max(one[4], other[4]), max(one[5], other[5])
+        given_out, rise, taken = (max(one[place], other[place]) for place in (4, 5, 6))
         memory, parts = estimated(size, stage, samples, Device(**device))
         said = sum(parts.values())
         shares = ", ".join(f"{parts[name]:.2f}" for name in ("products", "memory bandwidth", "interconnect"))
         print(
-            f"| {size} | {stage} | {samples} | {rise / 2**20:.0f} | {memory / 2**20:.0f} | {memory / rise - 1:+.0%} "
-            f"| {taken:.2f} | {said:.2f} | {said / taken - 1:+.0%} | {shares} |",
+            f"| {size} | {stage} | {samples} | {given_out / 2**20:.0f} | {rise / 2**20:.0f} | {memory / 2**20:.0f} "
+            f"| {memory / given_out - 1:+.0%} | {taken:.2f} | {said:.2f} | {said / taken - 1:+.0%} | {shares} |",
             flush=True,
         )
-    print({name: f"{value:.3g}" for name, value in both[0][0][3].items()})
+    for size in options.sizes:
+        device = next(one[3] for one in both[0] if one[0] == size)
+        print(size, {name: f"{device[name]:.3g}" for name in ("bf16_tflops", "memory_gb_per_second", "link_gb_per_second")})
 
 
 if __name__ == "__main__":
