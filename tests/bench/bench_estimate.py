@@ -1,8 +1,9 @@
 """What `terraloom estimate` says beside what is: `python -m tests.bench.bench_estimate [--steps 6]`.
 
 Peak memory and seconds of a step of MAE on two CPU ranks (gloo, DeepSpeed, one thread each), for each ZeRO stage, several models
-and micro-batches. Memory is what torch's allocator has given out at most, which is what a GPU's counts too, and what resident memory
-rises by from before the model is built, by the kernel's high-water mark. The device is measured in the same processes, both ranks at a time: products, memory, link.
+and micro-batches. Memory twice: the tensors that are alive at most in the engine's own steps, counted one by one, as a GPU's
+allocator would; and what resident memory rises by from before the model is built, by the kernel's high-water mark. The device is
+measured in the same processes, both ranks at a time: products, memory, link.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor
 
 from cluster.capacity import BUCKET, GIB, STAGES, Load, memory_gib, states_of
 from cluster.devices import Device
@@ -27,7 +28,7 @@ from cluster.engine import Engine
 from cluster.optimiser import OptimiserConfig
 from cluster.training import TrainConfig
 from cluster.workload import made_batch, optimiser_bytes
-from models.cost import measure
+from models.cost import CostCounter, measure
 from models.encoder import EncoderConfig
 from models.objectives.mae import Mae, MaeConfig
 from models.vit import VitConfig
@@ -85,29 +86,31 @@ def steps_of(size: str, stage: int, samples: int, steps: int) -> Iterator[float]
         yield time.perf_counter() - begin
 
 
-def allocated(size: str, stage: int, samples: int) -> int:
-    """Return the most bytes that torch's allocator has given out at once, by its own records; a bucket as far as it is filled."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+class Alive(CostCounter):
+    """Counts tensors that are alive, DeepSpeed's too, but its staging buffer, which is asked for whole and hardly touched."""
+
+    def watch(self, x: Tensor) -> None:
+        if x.untyped_storage().nbytes() < 2 * BUCKET:
+            super().watch(x)
+
+
+def alive(size: str, stage: int, samples: int) -> int:
+    """Return the most bytes of tensors at once, the staging buffer as far as gradients fill it."""
+    with Alive() as counter:
         for _ in steps_of(size, stage, samples, 2):
             pass
-    now = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]" and abs(event.nbytes()) < 2 * BUCKET:
-            now += event.nbytes()
-            peak = max(peak, now)
-    parameters = sum(p.numel() for p in build(size).parameters())
-    return peak + (0, 2, 2, 4)[stage] * parameters
+    return counter.peak + (0, 2, 2, 4)[stage] * sum(p.numel() for p in build(size).parameters())
 
 
 def run(size: str, stage: int, samples: int, steps: int) -> tuple[float, float, float]:
-    """Return the bytes that are allocated at most, those by which resident memory rises, and the seconds of a step."""
-    given_out = allocated(size, stage, samples)
+    """Return the bytes that are alive at most, those by which resident memory rises, and the seconds of a step."""
+    counted = alive(size, stage, samples)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     before = resident("VmRSS")
     taken = list(steps_of(size, stage, samples, steps))
-    return given_out, resident("VmHWM") - before, median(taken[2:])
+    return counted, resident("VmHWM") - before, median(taken[2:])
 
 
 def rank_main(rank: int, folder: str, options: argparse.Namespace) -> None:
@@ -152,13 +155,13 @@ def main() -> None:
     )
     for one, other in zip(*both, strict=True):
         size, stage, samples, device = one[:4]
-        given_out, rise, taken = (max(one[place], other[place]) for place in (4, 5, 6))
+        counted, rise, taken = (max(one[place], other[place]) for place in (4, 5, 6))
         memory, parts = estimated(size, stage, samples, Device(**device))
         said = sum(parts.values())
         shares = ", ".join(f"{parts[name]:.2f}" for name in ("products", "memory bandwidth", "interconnect"))
         print(
-            f"| {size} | {stage} | {samples} | {given_out / 2**20:.0f} | {rise / 2**20:.0f} | {memory / 2**20:.0f} "
-            f"| {memory / given_out - 1:+.0%} | {taken:.2f} | {said:.2f} | {said / taken - 1:+.0%} | {shares} |",
+            f"| {size} | {stage} | {samples} | {counted / 2**20:.0f} | {rise / 2**20:.0f} | {memory / 2**20:.0f} "
+            f"| {memory / counted - 1:+.0%} | {taken:.2f} | {said:.2f} | {said / taken - 1:+.0%} | {shares} |",
             flush=True,
         )
     for size in options.sizes:
