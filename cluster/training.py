@@ -11,6 +11,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.batches import sensor_specs
+from cluster.capacity import require_memory
 from cluster.connect import connect, require_resources
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
@@ -69,7 +70,9 @@ def _plan(job: Job, run: Run) -> Plan:
     if unknown := {name for name, _ in config.optimiser.sensor_weights} - set(archive.sensors):
         raise InputError(f"sensor_weights names {sorted(unknown)[0]}, the archive has {', '.join(sorted(archive.sensors))}")
     with torch.device("meta"):  # shapes only: nothing is allocated
-        job.build(sensor_specs(archive), None)
+        shapes = job.build(sensor_specs(archive), None)
+    if config.most:
+        require_memory(shapes, config.optimiser, config.fewest, config.gpus_per_worker)
     return plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
 
 

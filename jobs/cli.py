@@ -31,6 +31,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   pretrain   RECIPE ARCHIVE RUN                train a foundation model
   export     RUN MODEL                         write the encoder of a checkpoint, also while the run goes on
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
+  estimate   RECIPE --gpus N --gpu h200        memory, hours, data rates and price of a pretrain run before it starts
   evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
   report     RUN...                            one HTML page about runs
   sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
@@ -241,6 +242,20 @@ def _pretrain(arguments: list[str]) -> dict[str, Any]:
     return pretrain(name, options.recipe, options.archive, options.run)
 
 
+def _estimate(arguments: list[str]) -> dict[str, Any]:
+    from jobs.estimate import EstimateConfig, estimate
+
+    name, chosen = _recipe("pretrain", arguments, "estimate")
+
+    @dataclass(frozen=True)
+    class Options:
+        cluster: OmitArgPrefixes[EstimateConfig] = field(default_factory=EstimateConfig)
+        recipe: OmitArgPrefixes[type(chosen)] = chosen  # type: ignore[valid-type]
+
+    options = _parse(Options, arguments[1:], f"estimate {name}", f"What a run of '{name}' needs and costs before it starts.")
+    return estimate(options.recipe, options.cluster)
+
+
 def _distill(arguments: list[str]) -> dict[str, Any]:
     from jobs.distill import distill
 
@@ -325,6 +340,7 @@ JOBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "pretrain": _pretrain,
     "export": _export,
     "distill": _distill,
+    "estimate": _estimate,
     "evaluate": _evaluate,
     "report": _report,
     "sensors": _sensors,
@@ -332,15 +348,16 @@ JOBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
 }
 
 
-def _recipe(kind: str, arguments: list[str]) -> tuple[str, Any]:
+def _recipe(kind: str, arguments: list[str], job: str | None = None) -> tuple[str, Any]:
     from jobs.recipes import load_recipe, recipes
 
     if not arguments or arguments[0] in ("-h", "--help"):
         shown = "\n".join(f"  {n:14} {(f.__doc__ or '').splitlines()[0]}" for n, f in recipes(kind).items())
-        inputs = "ARCHIVE RUN" if kind == "pretrain" else "TEACHER_RUN ARCHIVE RUN"
+        inputs = {"pretrain": "ARCHIVE RUN", "distill": "TEACHER_RUN ARCHIVE RUN", "estimate": "--gpus N --gpu NAME"}
+        job = job or kind
         print(
-            f"usage: terraloom {kind} RECIPE {inputs} [options]\n\nrecipes:\n{shown}"
-            f"\n\nterraloom {kind} RECIPE --help lists its options."
+            f"usage: terraloom {job} RECIPE {inputs[job]} [options]\n\nrecipes:\n{shown}"
+            f"\n\nterraloom {job} RECIPE --help lists its options."
         )
         raise SystemExit(0 if arguments else 2)
     return arguments[0], load_recipe(kind, arguments[0])
@@ -410,9 +427,17 @@ def _show(summary: dict[str, Any], output: TextIO) -> None:
     if not console.is_terminal:
         console = Console(file=output, width=150)  # what is piped should not be folded to 80 columns
     for key, value in summary.items():
-        if key != "table":
+        if key not in ("table", "memory_gib_by_micro_batch"):
             shown = value if isinstance(value, str) else json.dumps(value, default=str)
             console.print(f"[bold]{key}[/bold]: {shown}", highlight=False, soft_wrap=True)
+    if "memory_gib_by_micro_batch" in summary:
+        table = Table(title=f"GiB of a GPU, which has {summary['gpu_memory_gib']:g}")
+        for column in ("micro-batch", *(f"ZeRO {stage}" for stage in summary["memory_gib_per_gpu"])):
+            table.add_column(column, justify="right")
+        for size, needs in summary["memory_gib_by_micro_batch"].items():
+            said = (f"{need:.1f}" if need <= summary["gpu_memory_gib"] else f"[red]{need:.1f} no[/red]" for need in needs.values())
+            table.add_row(size, *said)
+        console.print(table)
     if "table" in summary:
         table = Table(title=f"{summary['task']} ({summary['metric']})")
         for column in ("sensors", "model", "method", "mean ± spread", "seeds", "train", "test", "parameters"):

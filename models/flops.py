@@ -28,17 +28,28 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
-        packet = function._overloadpacket
-        if not FlopCounter.is_counting:
-            return output
-        if packet in ATTENTION:
-            self.total += sdpa_flop_count(*(x.shape for x in args[:3]))
-        elif packet in ATTENTION_BACKWARD:
-            self.total += 2 * sdpa_flop_count(*(x.shape for x in args[1:4]))
-        elif packet in flop_registry:
-            formula: Any = flop_registry[packet]
-            self.total += formula(*args, **(kwargs or {}), out_val=output)
+        if FlopCounter.is_counting:
+            self.total += operations(function, args, kwargs or {}, output)
         return output
+
+
+def is_product(function: Any) -> bool:
+    """Return whether `function` is what is counted: a product, convolution or attention, and changes none of its inputs."""
+    packet = function._overloadpacket
+    return (packet in flop_registry or packet in ATTENTION | ATTENTION_BACKWARD) and not function._schema.is_mutable
+
+
+def operations(function: Any, args: Any, kwargs: Any, output: Any) -> int:
+    """Return the operations of one call of `function`, 0 for all but products, convolutions and attention."""
+    packet = function._overloadpacket
+    if packet in ATTENTION:
+        return sdpa_flop_count(*(x.shape for x in args[:3]))
+    if packet in ATTENTION_BACKWARD:
+        return 2 * sdpa_flop_count(*(x.shape for x in args[1:4]))
+    if packet in flop_registry:
+        formula: Any = flop_registry[packet]
+        return formula(*args, **kwargs, out_val=output)
+    return 0
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from `positions.py`, tokens from `stems.py`, experts from `moe.py`; whoever call
 Legend: B batch, N tokens, P prefix tokens (class token and registers), h heads, D width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +23,7 @@ NUM_TAPS = 4
 """Depths, evenly spaced and the last among them, whose outputs are returned."""
 FUSED_FROM = 600
 """Tokens from which the CPU's fused attention kernel is used in bf16: by then the weights that products keep fill memory."""
+_fused_from = FUSED_FROM
 SIZES = {
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -102,7 +105,7 @@ def attend(q_BhNd: Tensor, k_BhMd: Tensor, v_BhMd: Tensor, mask: Tensor | None) 
     On CPU in bf16 by products in bf16: torch's own plain path (2.13) makes float32 of them, and the fused kernel takes 1.5 times
     as long at 513 tokens, five times at 65 (tests/bench/bench_attention.py).
     """
-    is_short = q_BhNd.shape[-2] * k_BhMd.shape[-2] < FUSED_FROM**2
+    is_short = q_BhNd.shape[-2] * k_BhMd.shape[-2] < _fused_from**2
     if not (q_BhNd.is_cpu and q_BhNd.dtype == torch.bfloat16 and is_short):
         return F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd, attn_mask=mask)
     score_BhNM = (q_BhNd * q_BhNd.shape[-1] ** -0.5) @ k_BhMd.transpose(-2, -1)
@@ -110,6 +113,17 @@ def attend(q_BhNd: Tensor, k_BhMd: Tensor, v_BhMd: Tensor, mask: Tensor | None) 
         return score_BhNM.softmax(-1) @ v_BhMd
     seen_BhNd = score_BhNM.masked_fill(~mask, torch.finfo(score_BhNM.dtype).min).softmax(-1) @ v_BhMd
     return seen_BhNd.masked_fill(~mask.any(-1, keepdim=True), 0)
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Take the fused kernel inside however short a sequence is, as GPUs do: to count what they would keep."""
+    global _fused_from
+    _fused_from = 0
+    try:
+        yield
+    finally:
+        _fused_from = FUSED_FROM
 
 
 class VitBlock(nn.Module):

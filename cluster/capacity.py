@@ -1,0 +1,157 @@
+"""Will it fit, how long: memory and seconds of a step from what a micro-batch costs, how states are shared, what devices can.
+
+Formulas only; what a micro-batch costs is counted by `models.cost`, for whom by `workload`. The bytes of each ZeRO stage are
+DeepSpeed's (0.19) as this project sets it up: bf16 weights, float32 master weights, moments and reductions.
+"""
+
+from dataclasses import dataclass
+
+import ray
+from torch import nn
+
+from cluster.devices import DEVICES, Device, device_called
+from cluster.optimiser import OptimiserConfig
+from models.cost import Cost
+from pipeline.errors import InputError
+
+GIB = 2.0**30
+STAGES = (0, 1, 2, 3)
+BUCKET = 500_000_000
+"""Numbers that DeepSpeed reduces at a time (its default)."""
+LIVE = 1_000_000_000
+"""Numbers of weights that stage 3 keeps whole at a time (its default)."""
+CONTEXT_GIB = 1.0
+"""Of a GPU, taken by CUDA, its libraries and NCCL's buffers."""
+SHARING_BYTES = 46.0
+"""Read and written for each parameter around a reduction: flattened, to float32 and back, averaged, checked, clipped."""
+
+
+@dataclass(frozen=True)
+class States:
+    """What a rank holds and moves of a model's weights. parameters are trained, frozen are not; buffers are float32 and whole
+
+    on every rank, moving averages among them.
+    """
+
+    parameters: int
+    frozen: int
+    optimiser: OptimiserConfig
+    buffers: int = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        return 2 if self.optimiser.bf16 else 4
+
+    @property
+    def moment_bytes(self) -> int:
+        return 8 if self.optimiser.algorithm == "adamw" else 4
+
+    def held(self, stage: int, ranks: int) -> float:
+        """Return the bytes of a rank between steps."""
+        weight, moments = self.weight_bytes, self.moment_bytes
+        frozen = weight * self.frozen / (ranks if stage == 3 else 1) + 4 * self.buffers
+        if stage == 0:  # in float32 the weights are their own master
+            return (weight + (4 if self.optimiser.bf16 else 0) + moments) * self.parameters + frozen
+        shared = (4 + moments) / ranks
+        return (weight + shared if stage < 3 else 2 * weight / ranks + shared) * self.parameters + frozen
+
+    def peak(self, stage: int, ranks: int, is_gpu: bool, cost: Cost | None = None, samples: int = 0) -> float:
+        """Return the most bytes of a rank at once: going back, while gradients are reduced, or in the optimiser's step."""
+        weight, bucket = self.weight_bytes, min(self.parameters, BUCKET)
+        held = self.held(stage, ranks)
+        staged = (4 if stage == 3 else weight) * (BUCKET if is_gpu else bucket) if stage else 0
+        if stage == 3:
+            reducing, stepping = 8.0 * bucket, 12.0 * self.parameters / ranks
+        else:
+            reducing = 6.0 * bucket if stage or self.optimiser.bf16 else 4.0 * bucket
+            stepping = (weight + 12.0) * self.parameters / ranks if stage else (weight + 4.0) * self.parameters
+        reducing += weight * self.parameters if stage == 0 else 0
+        return held + max(staged + reducing, staged + stepping, self._going_back(stage, is_gpu, cost, samples))
+
+    def _going_back(self, stage: int, is_gpu: bool, cost: Cost | None, samples: int) -> float:
+        """Return what is alive beside the states while a micro-batch goes forward and back."""
+        weight = self.weight_bytes
+        staged = 4 if stage == 3 else weight
+        whole = weight * min(self.parameters, LIVE) if stage == 3 else 0
+        room = staged * BUCKET if stage and is_gpu else 0
+        most = 0.0
+        for moment in cost.moments if cost else ():
+            gradients = weight * moment.gradients
+            if stage >= 2:
+                gradients = 0 if is_gpu else staged * min(moment.gradients, BUCKET)
+            most = max(most, moment.fixed_bytes + samples * moment.sample_bytes + gradients)
+        return whole + room + most
+
+    def moved(self, stage: int, ranks: int, reductions: int, optimiser_bytes: float) -> float:
+        """Return the bytes of its own memory that a rank reads and writes for a step's reductions and update."""
+        return (optimiser_bytes / (ranks if stage else 1) + SHARING_BYTES * reductions) * self.parameters
+
+    def sent(self, stage: int, ranks: int, micro_batches: int) -> float:
+        """Return the bytes that a rank of a ring sends in a step: float32 gradients and, from stage 1, weights."""
+        reductions = micro_batches if stage >= 2 else 1
+        gradients = (4.0 if stage == 3 else 8.0) * reductions
+        weights = self.weight_bytes * (0 if stage == 0 else micro_batches if stage == 3 else 1)
+        return (gradients + weights) * self.parameters * (ranks - 1) / ranks
+
+
+def memory_gib(states: States, stage: int, ranks: int, device: Device, cost: Cost | None = None, samples: int = 0) -> float:
+    """Return the memory that a rank of `ranks` needs for micro-batches of `samples`."""
+    return states.peak(stage, ranks, device.is_gpu, cost, samples) / GIB + (CONTEXT_GIB if device.is_gpu else 0.0)
+
+
+def largest_micro_batch(states: States, stage: int, ranks: int, device: Device, cost: Cost) -> int:
+    """Return how many samples fit at a time, 0 for none."""
+    low, high = 0, 1
+    while high < 2**20 and memory_gib(states, stage, ranks, device, cost, high) <= device.memory_gib:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = memory_gib(states, stage, ranks, device, cost, middle) <= device.memory_gib
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a rank does in one step: `flops` of products, bytes of its own memory, sent to others, copied from the host."""
+
+    flops: float
+    moved_bytes: float
+    sent_bytes: float
+    host_bytes: float
+
+    def seconds(self, device: Device, link_gb_per_second: float) -> dict[str, float]:
+        """Return the seconds of each, one after the other: a step overlaps none of them (no `overlap_comm`, one stream)."""
+        return {
+            "products": self.flops / (device.bf16_tflops * device.product_share * 1e12),
+            "memory bandwidth": self.moved_bytes / (device.memory_gb_per_second * device.memory_share * 1e9),
+            "interconnect": self.sent_bytes / (link_gb_per_second * 1e9),
+            "host link": self.host_bytes / (device.host_gb_per_second * device.memory_share * 1e9),
+        }
+
+
+def require_memory(objective: nn.Module, optimiser: OptimiserConfig, workers: int, gpus_per_worker: float) -> None:
+    """Raise an InputError where the states alone, without one sample, are too large for the cluster's GPUs.
+
+    GPUs that are not known are not judged. `objective` may be on the meta device.
+    """
+    known = {device_called(name.partition(":")[2]) for name in ray.cluster_resources() if name.startswith("accelerator_type:")}
+    sizes = [DEVICES[name].memory_gib for name in known if name]
+    if not gpus_per_worker or not sizes or None in known:
+        return
+    states, room = states_of(objective, optimiser), min(sizes) * min(1.0, gpus_per_worker)
+    found = {stage: states.peak(stage, workers, is_gpu=True) / GIB + CONTEXT_GIB for stage in STAGES}
+    if found[optimiser.zero_stage] > room:
+        fitting = " or ".join(str(stage) for stage in STAGES if found[stage] <= room)
+        do = f"--zero-stage {fitting}" if fitting else "more workers (--workers) with --zero-stage 3, or a smaller model"
+        raise InputError(
+            f"ZeRO stage {optimiser.zero_stage} needs {found[optimiser.zero_stage]:.0f} GiB on each of {workers} GPUs before the "
+            f"first sample, they have {room:.3g} GiB; use {do}"
+        )
+
+
+def states_of(objective: nn.Module, optimiser: OptimiserConfig) -> States:
+    """Return how many numbers of `objective` are trained, how many are not, and how many are buffers."""
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in objective.parameters()) - trained
+    return States(trained, frozen, optimiser, sum(b.numel() for b in objective.buffers()))

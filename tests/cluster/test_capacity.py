@@ -1,0 +1,110 @@
+"""Memory of each ZeRO stage and the load of a step, against sums by hand and against DeepSpeed as it was found to be."""
+
+from typing import Any
+
+import pytest
+import ray
+import torch
+from torch import nn
+
+from cluster.capacity import BUCKET, GIB, STAGES, Load, States, largest_micro_batch, memory_gib, require_memory, states_of
+from cluster.devices import DEVICES, Device
+from cluster.optimiser import OptimiserConfig
+from cluster.workload import optimiser_bytes
+from models.cost import Cost, Moment
+from pipeline.errors import InputError
+
+MILLION = 1_000_000
+CPU = Device(0.1, 16.0, 20.0, 1.0, 20.0, 1.0, 1.0, is_gpu=False)
+COST = Cost(1e9, 1e9, 1e8, 1e5, (Moment(0.0, 1e6, 0), Moment(1e5, 9e5, 2 * MILLION), Moment(1e5, 1e5, 4 * MILLION)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "held", "peak"),
+    [
+        (0, 1, 14, 22), (0, 2, 14, 22), (0, 4, 14, 22),
+        (1, 1, 14, 30), (1, 2, 8, 17), (1, 4, 5, 13),
+        (2, 1, 14, 30), (2, 2, 8, 17), (2, 4, 5, 13),
+        (3, 1, 16, 32), (3, 2, 8, 20), (3, 4, 4, 16),
+    ],
+)  # fmt: skip
+def test_bytes_a_parameter_are_what_deepspeed_was_found_to_hold(stage: int, ranks: int, held: float, peak: float) -> None:
+    """Bytes of ten layers of 512 x 512 in bf16 with AdamW on CPU ranks, counted tensor by tensor in DeepSpeed 0.19.8.
+
+    The buffer in which gradients are gathered is counted as far as they fill it.
+    """
+    states = States(MILLION, 0, OptimiserConfig())
+    assert states.held(stage, ranks) == pytest.approx(held * MILLION)
+    assert states.peak(stage, ranks, is_gpu=False) == pytest.approx(peak * MILLION, rel=0.02)
+
+
+def test_a_gpu_is_given_whole_buckets() -> None:
+    states = States(MILLION, 0, OptimiserConfig())
+    apart = [states.peak(stage, 2, is_gpu=True) - states.peak(stage, 2, is_gpu=False) for stage in STAGES]
+    assert apart == [0, 2 * (BUCKET - MILLION), 2 * (BUCKET - MILLION), 4 * (BUCKET - MILLION)]
+
+
+def test_what_is_not_trained_is_held_too_and_shared_in_stage_3() -> None:
+    optimiser = OptimiserConfig()
+    with_teacher, without = States(MILLION, 3 * MILLION, optimiser), States(MILLION, 0, optimiser)
+    assert [with_teacher.held(z, 4) - without.held(z, 4) for z in STAGES] == [6e6, 6e6, 6e6, 1.5e6]
+    assert States(MILLION, 0, OptimiserConfig(algorithm="sgd")).held(0, 1) == 10e6
+    assert States(MILLION, 0, OptimiserConfig(bf16=False)).held(0, 1) == 12e6
+
+
+def test_large_batches_peak_where_activations_meet_gradients() -> None:
+    """At 100 samples the second moment is the worst: 1e5 + 100 x 9e5 and 2 bytes of each of 2e6 gradients, or the first's 1e8."""
+    states = States(4 * MILLION, 0, OptimiserConfig(zero_stage=0))
+    assert states.peak(0, 1, False, COST, 100) == pytest.approx(14 * 4e6 + 1e8)
+    assert states.peak(0, 1, False, COST, 30) == pytest.approx(14 * 4e6 + max(30e6, 1e5 + 27e6 + 4e6, 8 * 4e6))
+    assert memory_gib(states, 0, 1, CPU, COST, 100) == pytest.approx((14 * 4e6 + 1e8) / GIB)
+    for stage in STAGES:
+        most = largest_micro_batch(states, stage, 2, CPU, COST)
+        assert memory_gib(states, stage, 2, CPU, COST, most) <= CPU.memory_gib < memory_gib(states, stage, 2, CPU, COST, most + 1)
+
+
+def test_more_gpus_share_states_from_stage_1_on() -> None:
+    states = States(10**9, 0, OptimiserConfig())
+    needs = {stage: [states.held(stage, ranks) for ranks in (1, 8, 64)] for stage in STAGES}
+    assert len(set(needs[0])) == 1
+    assert all(needs[stage] == sorted(needs[stage], reverse=True) and len(set(needs[stage])) == 3 for stage in STAGES[1:])
+    assert needs[3][2] < needs[2][2] < needs[0][2]
+
+
+def test_what_a_ring_carries() -> None:
+    """Four ranks send three quarters: twice 4 bytes of a gradient, 2 of a weight; stage 3 gradients once, each micro-batch."""
+    states = States(MILLION, 0, OptimiserConfig())
+    assert [states.sent(stage, 4, 1) for stage in STAGES] == [6e6, 7.5e6, 7.5e6, 4.5e6]
+    assert [states.sent(stage, 4, 3) for stage in STAGES] == [6e6, 7.5e6, 19.5e6, 13.5e6]
+    assert states.sent(0, 1, 1) == 0
+
+
+def test_seconds_follow_from_rates() -> None:
+    seconds = Load(2e11, 4e10, 3e9, 1e10).seconds(CPU, 1.5)
+    assert seconds == pytest.approx({"products": 2.0, "memory bandwidth": 2.0, "interconnect": 2.0, "host link": 0.5})
+
+
+def test_states_that_cannot_fit_are_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(**resources: Any) -> None:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {name.replace("_type_", "_type:"): 1.0 for name in resources})
+
+    with torch.device("meta"):
+        model = nn.Linear(50_000, 30_000, bias=False)
+    assert states_of(model, OptimiserConfig()).parameters == 1_500_000_000
+    on(accelerator_type_L4=1)
+    with pytest.raises(InputError, match=r"ZeRO stage 0 needs \d+ GiB on each of 16 GPUs .* have 22 GiB; use --zero-stage 1 or 2"):
+        require_memory(model, OptimiserConfig(zero_stage=0), 16, 1.0)
+    with pytest.raises(InputError, match=r"on each of 1 GPUs .*; use more workers"):
+        require_memory(model, OptimiserConfig(zero_stage=2), 1, 1.0)
+    require_memory(model, OptimiserConfig(zero_stage=2), 16, 1.0)
+    require_memory(model, OptimiserConfig(zero_stage=0), 16, 0.0)  # on CPUs nothing is known
+    on(accelerator_type_H200=1)
+    require_memory(model, OptimiserConfig(zero_stage=0), 16, 1.0)
+    assert DEVICES["h200"].memory_gib > 100
+
+
+def test_an_update_moves_what_its_formula_reads_and_writes() -> None:
+    # AdamW in one pass: weight, gradient and two moments are read, and written, as its schema says.
+    assert optimiser_bytes(OptimiserConfig()) == pytest.approx(32, rel=0.01)
+    # SGD: decay (4 + 8), momentum (4 + 8), update (8 + 12).
+    assert optimiser_bytes(OptimiserConfig(algorithm="sgd")) == pytest.approx(44, rel=0.01)
