@@ -57,14 +57,14 @@ class ZeroEngine(Engine):
                 "gradient_accumulation_steps": accumulate,
                 "gradient_clipping": config.clip_norm or ANY_NORM,
                 "bf16": {"enabled": config.bf16, "check_grad_overflow": True},
-                # Reductions in float32: gradients of few samples in bf16 lose what many ranks should average.
-                "communication_data_type": "fp32",
                 "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False}
                 | ({"offload_optimizer": {"device": "cpu"}} if config.offload else {}),
                 "zero_force_ds_cpu_optimizer": False,  # torch's AdamW on the processor: theirs is compiled on each machine first
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 10**9,
-            },
+            }
+            # Reductions in float32: gradients of few samples in bf16 lose what many ranks should average.
+            | ({"communication_data_type": "fp32"} if dist.get_world_size() > 1 else {}),
         )
         if isinstance(self._deepspeed.optimizer, FP16_UnfusedOptimizer):
             # It has taken a step without gradients to make room (0.19), here at rate 0: Adam shall not count it.
