@@ -52,8 +52,7 @@ class Nodes:
         found = []
         for number, node in enumerate(self._nodes):
             for raylet in node.all_processes["raylet"]:
-                children = psutil.Process(raylet.process.pid).children()
-                found += [(number, child) for child in children if "RayTrainWorker" in "".join(child.cmdline())]
+                found += [(number, child) for child in psutil.Process(raylet.process.pid).children() if _trains(child)]
         return found
 
     def strike_worker(self, rng: np.random.Generator, blow: int) -> None:
@@ -61,21 +60,32 @@ class Nodes:
         workers = self.workers()
         workers[int(rng.integers(len(workers)))][1].send_signal(blow)
 
-    def kill_node(self, rng: np.random.Generator, notice_seconds: float = 0.0) -> None:
-        """Kill the raylet of a node that has a worker, and all that is on it; say so so long before, as clouds do."""
+    def choose(self, rng: np.random.Generator) -> Any:
+        """Return a node that has a worker; it is not counted as one of the nodes any more."""
         workers = self.workers()
-        node = self._nodes.pop(workers[int(rng.integers(len(workers)))][0])
-        if notice_seconds:
-            notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "bench_kills"]
-            notice += ["--node-id", node.node_id, "--deadline-remaining-seconds", str(int(notice_seconds))]
-            ray = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self._cluster.address]
-            subprocess.run([*ray, *notice], check=True, capture_output=True)
-            time.sleep(notice_seconds)
+        return self._nodes.pop(workers[int(rng.integers(len(workers)))][0])
+
+    def announce(self, node: Any, seconds: float) -> None:
+        """Say that the node will be taken away, as clouds do."""
+        notice = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "bench_kills"]
+        notice += ["--node-id", node.node_id, "--deadline-remaining-seconds", str(int(seconds))]
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self._cluster.address]
+        subprocess.run([*ray, *notice], check=True, capture_output=True)
+
+    def kill(self, node: Any) -> None:
+        """Kill the node's raylet and all that is on it."""
         self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
         self._cluster.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _trains(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in process.name() + "".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 @contextmanager
@@ -136,8 +146,14 @@ def strike(
     time.sleep(rng.uniform(0, 1))
     step, count, begin = reached(run), len(starts(run)), time.time()
     if kind in ("node", "notice"):
-        nodes.kill_node(rng, NOTICE_SECONDS if kind == "notice" else 0.0)
-        step, begin = reached(run), time.time()
+        node = nodes.choose(rng)
+        if kind == "notice":
+            nodes.announce(node, NOTICE_SECONDS)
+            begin = time.time() + NOTICE_SECONDS
+            while time.time() < begin and len(starts(run)) == count:  # Ray may be there before the end
+                step = max(step, reached(run))
+                time.sleep(0.1)
+        nodes.kill(node)
         nodes.add()
     else:
         nodes.strike_worker(rng, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
@@ -152,7 +168,7 @@ def elastic(nodes: Nodes, arguments: list[str], run: Path) -> list[dict[str, Any
     rng = np.random.default_rng(0)
     with running(nodes, [*arguments, "--workers", "1:2"]) as process:
         wait_for(lambda: len(starts(run)) and starts(run)[-1]["workers"] == 2 and reached(run) > 25, process)
-        nodes.kill_node(rng)
+        nodes.kill(nodes.choose(rng))
         killed = time.time()
         wait_for(lambda: starts(run)[-1]["workers"] == 1 and reached(run) > starts(run)[-1]["start"] + 5, process)
         nodes.add()
