@@ -119,7 +119,7 @@ def _train(
         watch.diagnose(step, found)
         must_leave = not is_leaving and host.is_leaving()
         is_leaving = is_leaving or must_leave
-        if must_leave or ((step + 1) % config.checkpoint_every == 0 and step + 1 < config.num_steps):
+        if step + 1 < config.num_steps and (must_leave or (step + 1) % config.checkpoint_every == 0):
             if recorder:
                 recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
             _commit(host, engine, step + 1, terms, kept, run, must_wait=must_leave)
