@@ -40,7 +40,7 @@ class Nodes:
         # A folder of its own (a short path: it holds sockets), so that nothing else on this machine takes it for its Ray.
         self._folder = tempfile.mkdtemp(prefix="kills")
         os.environ["RAY_TMPDIR"] = self._folder
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **STORE})
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **STORE})
         self._nodes = [self._cluster.add_node(num_cpus=1, **STORE) for _ in range(num_nodes)]
         self.environment = {**os.environ, "RAY_ADDRESS": self._cluster.address}
 
