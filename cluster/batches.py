@@ -1,5 +1,7 @@
 """From the pipeline's arrays to the models' tensors: the one seam between the two rooms."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -46,6 +48,11 @@ def sensor_specs(archive: Archive) -> tuple[SensorSpec, ...]:
 def _spec(sensor: Sensor, statistics: dict) -> SensorSpec:
     # Heights are normalised about each tile's own level, so their spread is the one inside tiles.
     std = statistics["std_within_tile" if sensor.quantity == "height" else "std"]
+    return spec_of(sensor, statistics["mean"], [max(value, 1e-6) for value in std])
+
+
+def spec_of(sensor: Sensor, mean: Iterable[float], std: Iterable[float]) -> SensorSpec:
+    """Return a sensor as models know it, with the statistics of its bands."""
     return SensorSpec(
         name=sensor.name,
         sensing=sensor.sensing,
@@ -54,8 +61,8 @@ def _spec(sensor: Sensor, statistics: dict) -> SensorSpec:
         gsd_m=sensor.gsd_m,
         bands=sensor.band_names,
         wavelength_nm=tuple(band.wavelength_nm for band in sensor.bands),
-        mean=tuple(statistics["mean"]),
-        std=tuple(max(value, 1e-6) for value in std),
+        mean=tuple(mean),
+        std=tuple(std),
         bandwidth_nm=tuple(band.bandwidth_nm for band in sensor.bands),
         frequency_ghz=tuple(band.frequency_ghz for band in sensor.bands),
         polarisation=tuple(band.polarisation for band in sensor.bands),

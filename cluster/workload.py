@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cluster.batches import sensor_specs
+from cluster.batches import sensor_specs, spec_of
 from cluster.job import TrainConfig
 from cluster.optimiser import OptimiserConfig
 from models.batch import Batch, Tiles
@@ -133,22 +133,7 @@ def _tile_bytes(sensor: Sensor, site_m: float) -> float:
 def _spec(sensor: Sensor) -> SensorSpec:
     low, high = sensor.valid_range
     bands = len(sensor.bands)
-    middle, spread = ((low + high) / 2,) * bands, ((high - low) / 8,) * bands
-    facts = {
-        field: tuple(getattr(band, field) for band in sensor.bands)
-        for field in ("wavelength_nm", "bandwidth_nm", "frequency_ghz", "polarisation")
-    }
-    return SensorSpec(
-        name=sensor.name,
-        sensing=sensor.sensing,
-        quantity=sensor.quantity,
-        unit=sensor.unit,
-        gsd_m=sensor.gsd_m,
-        bands=sensor.band_names,
-        mean=middle,
-        std=spread,
-        **facts,
-    )
+    return spec_of(sensor, [(low + high) / 2] * bands, [(high - low) / 8] * bands)
 
 
 def made_batch(specs: Sequence[SensorSpec], side_m: float, train: TrainConfig, samples: int, index: int = 0) -> Batch:
