@@ -50,10 +50,10 @@ class OptimiserConfig:
     """Largest norm of the whole gradient; 0: any."""
     sensor_weights: tuple[tuple[str, float], ...] = ()
     """What the loss of a step counts: the mean of the weights of the sensors that take part in it, 1 for those not named."""
-    skip_above: float = 6.0
-    """A step whose loss or gradient norm lies so many standard deviations above those of late is not taken (cluster/spikes.py);
+    skip_above: float = 0.0
+    """A step whose loss or gradient norm lies so many standard deviations above those of late is not taken (cluster/spikes.py),
 
-    0: only steps that are not finite are left out.
+    such as 6; 0: only steps that are not finite are left out. Where a loss leaves a plateau gradients rise as well.
     """
     average_momentum: float = 0.0
     """Of the moving average of the encoder's weights, which is then exported in their place, such as 0.9999; 0: none."""

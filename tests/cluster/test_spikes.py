@@ -60,7 +60,7 @@ def train(engine: Engine, rank: int) -> dict[str, Any]:
 
 
 def configs() -> dict[str, OptimiserConfig]:
-    settings: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 1, "average_momentum": AVERAGED}
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "warmup_steps": 1, "average_momentum": AVERAGED, "skip_above": 6.0}
     made = {f"zero {stage}": OptimiserConfig(zero_stage=stage, **settings) for stage in range(4)}
     made |= {f"zero {stage}, offloaded": OptimiserConfig(zero_stage=stage, offload=True, **settings) for stage in (2, 3)}
     return made | {"float32": OptimiserConfig(zero_stage=0, bf16=False, **settings)}
