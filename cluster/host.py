@@ -5,12 +5,15 @@ on which samples, and what is recorded is the same on both.
 """
 
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from typing import Any
 
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.torch import get_device
 from torch import nn
 
 from cluster.bare import BareEngine
@@ -26,6 +29,8 @@ BARE_FOLDER = "bare"
 """In RUN/checkpoints, what a run without Ray writes."""
 COMMITTED = "checkpoint_manager_snapshot.json"
 """In RUN/checkpoints, where Ray Train (2.60) says which of them are whole."""
+NOTICE_SECONDS = 2.0
+"""How often Ray is asked whether a machine will be taken away: a call to an actor that all ranks wait for."""
 
 
 class Host(ABC):
@@ -59,6 +64,7 @@ class RayHost(Host):
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.neighbours = context.get_local_world_size()
+        self._asked = time.monotonic()
 
     def engine(
         self, objective: nn.Module, config: OptimiserConfig, num_steps: int, batch_size: int, lanes: int, counts_flops: bool
@@ -86,6 +92,12 @@ class RayHost(Host):
         kept.tidy(self.rank)  # all ranks have reported: what is kept is whole
 
     def is_leaving(self) -> bool:
+        is_due = torch.tensor(time.monotonic() - self._asked >= NOTICE_SECONDS, dtype=torch.int32, device=get_device())
+        if self.world_size > 1:
+            dist.broadcast(is_due, 0)  # all ranks ask, or none
+        if not is_due:
+            return False
+        self._asked = time.monotonic()
         return ray.train.get_preemption_info() is not None
 
 
