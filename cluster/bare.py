@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cluster.engine import Engine, Judge
+from cluster.master import MasterWeights
 from cluster.optimiser import OptimiserConfig
 from models.batch import Batch
 
@@ -32,14 +33,8 @@ class BareEngine(Engine):
     ):
         super().__init__(objective, config, num_steps, counts_flops)
         self._objective, self._device, self._accumulate = objective.to(device), torch.device(device), accumulate
-        self._optimiser = self._build(self._objective)
-        self._trained = [p for group in self._optimiser.param_groups for p in group["params"]]
-        self._master = self._trained
+        self._trained = MasterWeights(self._build(self._objective), config.bf16)
         if config.bf16:
-            self._master = [p.detach().float().clone() for p in self._trained]
-            master = iter(self._master)
-            for group in self._optimiser.param_groups:
-                group["params"] = [next(master) for _ in group["params"]]
             for parameter in self._objective.parameters():  # not buffers: statistics and averages stay in float32
                 parameter.data = parameter.data.bfloat16()
 
@@ -52,30 +47,24 @@ class BareEngine(Engine):
         return self._device
 
     def _groups(self) -> list[dict[str, Any]]:
-        return self._optimiser.param_groups
+        return self._trained.optimiser.param_groups
 
     def _backward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         terms = self._objective(batch, generator)
         (terms["loss"] * self.config.weight(terms) / self._accumulate).backward()
         return terms
 
-    @torch.no_grad()
     def _update(self, judge: Judge) -> float:
-        for parameter, master in zip(self._trained, self._master):
-            # A weight without gradient stands still but for decay and momentum, as under DeepSpeed.
-            master.grad = torch.zeros_like(master) if parameter.grad is None else parameter.grad.to(master.dtype)
-        norm = float(nn.utils.clip_grad_norm_(self._master, self.config.clip_norm or math.inf))
+        self._trained.take_gradients()
+        norm = float(nn.utils.clip_grad_norm_(self._trained.masters, self.config.clip_norm or math.inf))
         if judge(norm):
-            self._optimiser.step()
-            if self.config.bf16:
-                torch._foreach_copy_(self._trained, self._master)
-        for tensor in (*self._trained, *self._master):
-            tensor.grad = None
+            self._trained.step()
+        self._trained.forget_gradients()
         return norm
 
     def save(self, folder: str, next_step: int) -> None:
-        state = {"next_step": next_step, "spikes": self._spikes.state(), "master": self._master}
-        state |= {"objective": self._objective.state_dict(), "optimiser": self._optimiser.state_dict()}
+        state = {"next_step": next_step, "spikes": self._spikes.state(), "master": self._trained.masters}
+        state |= {"objective": self._objective.state_dict(), "optimiser": self._trained.optimiser.state_dict()}
         torch.save(state, Path(folder) / f"{STATE}.part")
         os.replace(Path(folder) / f"{STATE}.part", Path(folder) / STATE)
 
@@ -83,8 +72,8 @@ class BareEngine(Engine):
     def load(self, folder: str) -> int:
         state = torch.load(Path(folder) / STATE, map_location=self._device, weights_only=True)
         self._objective.load_state_dict(state["objective"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        for master, saved in zip(self._master, state["master"], strict=True):
+        self._trained.optimiser.load_state_dict(state["optimiser"])
+        for master, saved in zip(self._trained.masters, state["master"], strict=True):
             master.copy_(saved)
         self._spikes.restore(state["spikes"])
         return int(state["next_step"])
@@ -92,5 +81,5 @@ class BareEngine(Engine):
     def gather_master_weights(self) -> dict[str, torch.Tensor]:
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self._objective.state_dict().items()}
         names = {id(parameter): name for name, parameter in self._objective.named_parameters()}
-        masters = {names[id(p)]: m.detach().cpu().clone() for p, m in zip(self._trained, self._master)}
+        masters = {names[id(p)]: m.detach().cpu().clone() for p, m in zip(self._trained.weights, self._trained.masters)}
         return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()} | masters

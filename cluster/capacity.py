@@ -12,6 +12,7 @@ from torch import nn
 from cluster.devices import DEVICES, Device, device_called
 from cluster.optimiser import OptimiserConfig
 from models.cost import Cost
+from models.moe import EXPERT_WEIGHTS
 from pipeline.errors import InputError
 
 GIB = 2.0**30
@@ -30,13 +31,14 @@ SHARING_BYTES = 46.0
 class States:
     """What a rank holds and moves of a model's weights. parameters are trained, frozen are not; buffers are float32 and whole
 
-    on every rank, moving averages among them.
+    on every rank, moving averages among them. experts: trained weights that are shared out over ranks instead.
     """
 
     parameters: int
     frozen: int
     optimiser: OptimiserConfig
     buffers: int = 0
+    experts: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -50,15 +52,17 @@ class States:
         """Return the bytes of a rank between steps."""
         weight, moments = self.weight_bytes, self.moment_bytes
         frozen = weight * self.frozen / (ranks if stage == 3 else 1) + 4 * self.buffers
-        if stage == 0:  # in float32 the weights are their own master
-            return (weight + (4 if self.optimiser.bf16 else 0) + moments) * self.parameters + frozen
+        whole = weight + (4 if self.optimiser.bf16 else 0) + moments  # in float32 the weights are their own master
+        frozen += whole * self.experts / ranks
+        if stage == 0:
+            return whole * self.parameters + frozen
         shared = (4 + moments) / ranks
         return (weight + shared if stage < 3 else 2 * weight / ranks + shared) * self.parameters + frozen
 
     def peak(self, stage: int, ranks: int, is_gpu: bool, cost: Cost | None = None, samples: int = 0) -> float:
         """Return the most bytes of a rank at once: going back, while gradients are reduced, or in the optimiser's step."""
         weight, bucket = self.weight_bytes, min(self.parameters, BUCKET)
-        held = self.held(stage, ranks)
+        held = self.held(stage, ranks) + (weight + 4.0) * self.experts / ranks  # gradients, the masters' too
         staged = (4 if stage == 3 else weight) * (BUCKET if is_gpu else bucket) if stage else 0
         if stage == 3:
             reducing, stepping = 8.0 * bucket, 12.0 * self.parameters / ranks
@@ -152,6 +156,9 @@ def require_memory(objective: nn.Module, optimiser: OptimiserConfig, workers: in
 
 def states_of(objective: nn.Module, optimiser: OptimiserConfig) -> States:
     """Return how many numbers of `objective` are trained, how many are not, and how many are buffers."""
-    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in objective.parameters()) - trained
-    return States(trained, frozen, optimiser, sum(b.numel() for b in objective.buffers()))
+    named = [(name, p.numel(), p.requires_grad) for name, p in objective.named_parameters()]
+    trained = sum(count for _, count, is_trained in named if is_trained)
+    frozen = sum(count for _, count, is_trained in named if not is_trained)
+    experts = sum(count for name, count, is_trained in named if is_trained and name.endswith(EXPERT_WEIGHTS))
+    experts = experts if optimiser.expert_parallel else 0
+    return States(trained - experts, frozen, optimiser, sum(b.numel() for b in objective.buffers()), experts)

@@ -63,8 +63,11 @@ class Engine(ABC):
 
     def _build(self, objective: nn.Module) -> torch.optim.Optimizer:
         """Return the optimiser of what is trained, and remember what its groups stand for."""
-        optimiser = self.config.build(objective)
-        self._shares = [(group["rate_share"], group["decays"]) for group in optimiser.param_groups]
+        return self._remember(self.config.build(objective))
+
+    def _remember(self, optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return `optimiser`, whose groups follow those of the others before it in `_groups`."""
+        self._shares += [(group["rate_share"], group["decays"]) for group in optimiser.param_groups]
         return optimiser
 
     @abstractmethod

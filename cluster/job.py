@@ -75,6 +75,8 @@ class TrainConfig:
             raise InputError(f"profile is {self.profile}, expected a number of steps, or 0 for none")
         if self.compile and self.recompute:
             raise InputError("compile and recompute are both set; a compiled block keeps what it needs: choose one")
+        if self.compile and self.optimiser.expert_parallel:
+            raise InputError("compile and expert_parallel are both set; tokens cannot leave a compiled block: choose one")
         for workers in range(max(1, self.fewest), self.most + 1):
             if self.lanes % workers:
                 lcm = math.lcm(*range(max(1, self.fewest), self.most + 1))

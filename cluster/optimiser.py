@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -61,6 +61,8 @@ class OptimiserConfig:
     """DeepSpeed ZeRO stage, 0 to 3."""
     offload: bool = False
     """Keep optimiser states and float32 weights in the machine's memory instead of the GPU's (ZeRO 1 to 3): slower, smaller."""
+    expert_parallel: bool = False
+    """Each rank holds some of every mixture's experts, and tokens travel to them (ZeRO 0 to 2); else each rank holds them all."""
     bf16: bool = True
     """bf16 weights and activations with float32 master weights; False: all float32."""
 
@@ -86,6 +88,11 @@ class OptimiserConfig:
             raise InputError(f"layer_decay is {self.layer_decay}, expected above 0, at most 1")
         if self.offload and not self.zero_stage:
             raise InputError("offload is set and zero_stage is 0, where every rank holds all; expected zero_stage 1, 2 or 3")
+        if self.expert_parallel and (self.zero_stage == 3 or self.offload or self.average_momentum or self.algorithm == "lars"):
+            raise InputError(
+                f"expert_parallel with zero_stage {self.zero_stage}, offload {self.offload}, average_momentum "
+                f"{self.average_momentum} and {self.algorithm}; expected zero_stage 0 to 2, no offload, no average, adamw or sgd"
+            )
         if self.algorithm == "lars" and (self.zero_stage or self.bf16):
             raise InputError(
                 f"lars with zero_stage {self.zero_stage} and bf16 {self.bf16} would see flattened pieces of parameters, whose "
@@ -116,9 +123,9 @@ class OptimiserConfig:
         weights = dict(self.sensor_weights)
         return fmean(weights.get(sensor, 1.0) for sensor in found) if weights and found else 1.0
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimiser of `module`, at rate 0 until a step sets it."""
-        groups = parameter_groups(module, self.weight_decay, self.layer_decay)
+    def build(self, module: nn.Module, names: Container[str] | None = None) -> torch.optim.Optimizer:
+        """Return the optimiser of `module`, or of those of its parameters that are named, at rate 0 until a step sets it."""
+        groups = parameter_groups(module, self.weight_decay, self.layer_decay, names)
         if self.algorithm == "sgd":
             return torch.optim.SGD(groups, 0.0, self.gradient_momentum)
         if self.algorithm == "lars":
@@ -134,7 +141,9 @@ def _cosine(first: float, last: float, done: float) -> float:
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float = 1.0, names: Container[str] | None = None
+) -> list[dict[str, Any]]:
     """Return optimiser groups: matrices, which decay; biases, norms and tokens (fewer than two dimensions), which do not.
 
     `decays` says which. `rate_share` falls by `layer_decay` from each of the encoder's blocks to the one before it.
@@ -142,7 +151,7 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
     shares = _rate_shares(module, layer_decay)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and (names is None or name in names):
             groups.setdefault((shares.get(name, 1.0), parameter.ndim >= 2), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "rate_share": share, "decays": decays}

@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.batches import sensor_specs
 from cluster.capacity import require_memory
 from cluster.connect import connect, require_resources
+from cluster.experts import require_shareable
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
 from cluster.host import BARE_FOLDER, COMMITTED, BareHost, RayHost
@@ -71,6 +72,8 @@ def _plan(job: Job, run: Run) -> Plan:
         raise InputError(f"sensor_weights names {sorted(unknown)[0]}, the archive has {', '.join(sorted(archive.sensors))}")
     with torch.device("meta"):  # shapes only: nothing is allocated
         shapes = job.build(sensor_specs(archive), None)
+    if config.optimiser.expert_parallel:
+        require_shareable(shapes, range(max(1, config.fewest), config.most + 1))
     if config.most:
         require_memory(shapes, config.optimiser, config.fewest, config.gpus_per_worker)
     return plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)

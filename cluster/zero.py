@@ -14,6 +14,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.utils import combine_grad_norm_groups
@@ -23,6 +24,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from torch import nn
 
 from cluster.engine import Engine, Judge
+from cluster.experts import OwnExperts
 from cluster.optimiser import OptimiserConfig
 from models.batch import Batch
 
@@ -48,6 +50,8 @@ class ZeroEngine(Engine):
         counts_flops: bool = True,
     ):
         super().__init__(objective, config, num_steps, counts_flops)
+        device = get_accelerator().current_device_name()
+        self._experts = OwnExperts(objective, config, device) if config.expert_parallel else None
         self._deepspeed, *_ = deepspeed.initialize(
             model=objective,
             optimizer=self._build(objective),
@@ -69,8 +73,10 @@ class ZeroEngine(Engine):
         if isinstance(self._deepspeed.optimizer, FP16_UnfusedOptimizer):
             # It has taken a step without gradients to make room (0.19), here at rate 0: Adam shall not count it.
             self._deepspeed.optimizer.optimizer.state.clear()
+        if self._experts:
+            self._remember(self._experts.optimiser)
         self._judge: Judge = lambda norm: True
-        self._norm = 0.0
+        self._norm, self._is_taken = 0.0, False
         self._let_norms_be_judged()
 
     @property
@@ -88,7 +94,7 @@ class ZeroEngine(Engine):
         return super().step(step, batches)
 
     def _groups(self) -> list[dict[str, Any]]:
-        return self._deepspeed.optimizer.param_groups
+        return [*self._deepspeed.optimizer.param_groups, *(self._experts.optimiser.param_groups if self._experts else ())]
 
     def _backward(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         terms = self._deepspeed(batch, generator)
@@ -100,6 +106,9 @@ class ZeroEngine(Engine):
     def _update(self, judge: Judge) -> float:
         self._judge = judge
         self._deepspeed.step()
+        if self._experts:
+            limit = self.config.clip_norm or ANY_NORM
+            self._experts.step(self._is_taken, limit / (self._norm + 1e-6))
         return self._norm
 
     def _let_norms_be_judged(self) -> None:
@@ -111,8 +120,12 @@ class ZeroEngine(Engine):
         refused = torch.tensor(-1.0, device=self.device)  # what DeepSpeed makes of a norm that is not finite
 
         def is_taken(norm: float) -> bool:
+            """Judge a step by the norm of all gradients, of which DeepSpeed has measured `norm`."""
             self._norm = norm if norm >= 0 else math.nan
-            return self._judge(self._norm)
+            if self._experts:
+                self._norm = math.hypot(self._norm, self._experts.norm())
+            self._is_taken = self._judge(self._norm)
+            return self._is_taken
 
         if stage == 3:
             norms = optimiser._get_norm_groups
@@ -127,24 +140,38 @@ class ZeroEngine(Engine):
 
             def judged_norm() -> torch.Tensor:
                 norm = measure()
-                return norm if is_taken(float(norm)) else refused
+                if not is_taken(float(norm)):
+                    return refused
+                return norm.new_tensor(self._norm) if self._experts else norm
 
             optimiser.scaled_global_norm = judged_norm
             optimiser.check_overflow = lambda partition_gradients: None  # the norm shows it
         elif self.config.bf16:
             trained = [p for group in optimiser.fp16_groups for p in group]
             optimiser.overflow_checker.check = lambda: not is_taken(_norm(trained))
+            if self._experts:  # it clips by the norm of what it knows
+                clip = optimiser.unscale_and_clip_grads
+                optimiser.unscale_and_clip_grads = lambda norm, *given: clip(self._norm, *given)
         else:
             take, limit = optimiser.step, self.config.clip_norm or ANY_NORM
             trained = [p for group in optimiser.param_groups for p in group["params"]]
-            self._deepspeed.clip_fp32_gradients = lambda: setattr(self, "_norm", float(nn.utils.clip_grad_norm_(trained, limit)))
-            optimiser.step = lambda: take() if is_taken(self._norm) else None
+            self._deepspeed.clip_fp32_gradients = lambda: None
+
+            def judged_step() -> None:
+                norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+                if is_taken(float(norm)):
+                    nn.utils.clip_grads_with_norm_(trained, limit, norm.new_tensor(self._norm) if self._experts else norm)
+                    take()
+
+            optimiser.step = judged_step
 
     def save(self, folder: str, next_step: int) -> None:
         # DeepSpeed needs this entry to convert stages 1 and 2 to another world size (0.19).
         state = {"next_step": next_step, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
         state["spikes"] = self._spikes.state()
         self._deepspeed.save_checkpoint(folder, tag=TAG, client_state=state)
+        if self._experts:
+            self._experts.save(folder)
         if dist.get_rank() == 0:
             (Path(folder) / RANKS).write_text(str(dist.get_world_size()))
 
@@ -165,6 +192,8 @@ class ZeroEngine(Engine):
                 for facts in self._deepspeed.optimizer.optimizer.state.values():
                     facts |= {name: value.clone() for name, value in facts.items() if name == "step"}
                 self._restore_untrained(torch.load(Path(converted) / WHOLE, mmap=True, weights_only=True))
+        if self._experts:
+            self._experts.load(folder)
         self._spikes.restore(state["spikes"])
         return int(state["next_step"])
 
@@ -199,7 +228,8 @@ class ZeroEngine(Engine):
         with self._whole():
             held = {name: p.detach().float() for name, p in self.objective.named_parameters() if not p.requires_grad}
             held |= dict(self.objective.named_buffers())
-            return weights | {name: tensor.detach().cpu().clone() for name, tensor in held.items()}
+            weights |= {name: tensor.detach().cpu().clone() for name, tensor in held.items()}
+        return weights | (self._experts.gather() if self._experts else {})
 
 
 @contextmanager

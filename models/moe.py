@@ -2,7 +2,8 @@
 
 This file decides which expert sees what of which token and what happens when an expert is full. It leaves to `vit.py` and
 `swin.py` which blocks have experts. Shapes are static in training (sort, index, one padded batched product, no loop over
-experts), and all experts are stacked in one parameter, so an expert without tokens still takes part on every rank.
+experts), and all experts are stacked in one parameter, so an expert without tokens still takes part on every rank. Experts may
+be shared out over ranks: places are filled where the tokens are, and travel to the experts and back.
 Legend: B samples, N tokens of a sample, M = B*N tokens, D width, H hidden width, E experts, K choices per token, P places per
 expert, S slots of all experts, A = K*M assignments of a token to an expert, all first choices before all second ones.
 """
@@ -15,8 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.distributed import from_owners, largest, to_owners
 from models.errors import InputError
 from models.gather import gather_rows
+
+EXPERT_WEIGHTS = ("weight_in_EDH", "bias_in_E1H", "weight_out_EHD", "bias_out_E1D")
+"""Of a mixture, the weights that are some expert's own: its first dimension is E."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class MixtureOfExperts(nn.Module):
         self.bias_in_E1H = nn.Parameter(torch.empty(experts, 1, hidden))
         self.weight_out_EHD = nn.Parameter(torch.empty(experts, hidden, width))
         self.bias_out_E1D = nn.Parameter(torch.empty(experts, 1, width))
+        self.is_shared_out = False
         self.last_share_BNE: Tensor | None = None
         """Of each token of the last call, the share that each expert had of it, before dropping; 0 where it was no key."""
 
@@ -69,10 +75,24 @@ class MixtureOfExperts(nn.Module):
         """Parameters of the experts that a token is not sent to."""
         return 0
 
+    def share_out(self, rank: int, num_ranks: int) -> dict[str, nn.Parameter]:
+        """Keep the experts of `rank` alone; return their weights, which are no parameters of this module any more.
+
+        From then on all ranks must call it together, with as many places.
+        """
+        own = {name: nn.Parameter(self.get_parameter(name).detach().chunk(num_ranks)[rank].clone()) for name in EXPERT_WEIGHTS}
+        for name, parameter in own.items():
+            delattr(self, name)
+            self.__dict__[name] = parameter
+        self.is_shared_out = True
+        return own
+
     def answer(self, given_EPD: Tensor) -> Tensor:
-        """Return what every expert makes of its own places (E, P, D)."""
-        hidden_EPH = F.gelu(torch.baddbmm(self.bias_in_E1H, given_EPD, self.weight_in_EDH))
-        return torch.baddbmm(self.bias_out_E1D, hidden_EPH, self.weight_out_EHD)
+        """Return what every expert makes of its own places (E, P, D), wherever it is."""
+        own_EPD = to_owners(given_EPD) if self.is_shared_out else given_EPD
+        hidden_EPH = F.gelu(torch.baddbmm(self.bias_in_E1H, own_EPD, self.weight_in_EDH))
+        answer_EPD = torch.baddbmm(self.bias_out_E1D, hidden_EPH, self.weight_out_EHD)
+        return from_owners(answer_EPD) if self.is_shared_out else answer_EPD
 
 
 class TokenChoice(MixtureOfExperts):
@@ -107,7 +127,7 @@ class TokenChoice(MixtureOfExperts):
         is_chosen_AE = expert_A[:, None] == torch.arange(num_experts, device=x_MD.device)
         count_E = is_chosen_AE.sum(0)
 
-        places = self.capacity(len(x_MD)) if self.training else max(1, int(count_E.max()))
+        places = self.capacity(len(x_MD)) if self.training else max(1, int(largest(count_E.max(), self.is_shared_out)))
         order_A = expert_A.argsort(stable=True)
         start_E = count_E.cumsum(0) - count_E
         place_A = torch.empty_like(order_A)
