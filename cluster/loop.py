@@ -117,7 +117,8 @@ def _train(
             if skipped:
                 run.event("skipped", step=step, because=skipped)
         watch.diagnose(step, found)
-        must_leave = not is_leaving and host.is_leaving()
+        with _telling_of_hangs(run, host, step, config.timeout_s):
+            must_leave = not is_leaving and host.is_leaving()
         is_leaving = is_leaving or must_leave
         if step + 1 < config.num_steps and (must_leave or (step + 1) % config.checkpoint_every == 0):
             if recorder:
@@ -148,7 +149,7 @@ def _telling_of_hangs(run: Run, host: Host, step: int, timeout_s: int) -> Iterat
     """Write down that this rank has waited too long for the others: those that do not say so are the ones that hang."""
     try:
         yield
-    except RuntimeError as error:
+    except Exception as error:  # torch and Ray each have a class of their own for it
         if "timed out" in str(error).lower():
             run.event("hung", rank=host.rank, step=step, because=f"rank {host.rank} of {host.world_size} waited {timeout_s} s")
         raise

@@ -3,11 +3,12 @@
 Decides what is checked before anything starts, and what a failure leads to. The loop of each rank is `loop.py`'s.
 """
 
+import os
 import time
 from typing import Any
 
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.batches import sensor_specs
@@ -34,6 +35,8 @@ FAILURES_AT_ONCE = 3
 """Failures without a checkpoint in between that are no accident any more."""
 RESIZE_SECONDS = 30.0
 """How often Ray looks whether a run with too few workers can have more."""
+SHUTDOWN_SECONDS = 5
+"""How long Ray's controller waits for failed workers to leave their process group: one that hangs never does."""
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -96,8 +99,17 @@ def _checkpoint_of(run: Run) -> int:
     return max((event["step"] for event in run.events() if event["event"] == "checkpoint"), default=0)
 
 
+class _Impatient(UserCallback):
+    """Runs in Ray Train's controller, which reads this variable of its own process only (2.60)."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = str(SHUTDOWN_SECONDS)
+
+
 def _trainer(task: Task) -> TorchTrainer:
     config = task.job.config
+    for wait in ("COLLECTIVE", "WORKER_HEALTH_CHECK"):  # what Ray Train waits for besides torch: for ever, and 10 minutes
+        os.environ[f"RAY_TRAIN_{wait}_TIMEOUT_S"] = str(config.timeout_s)
     filesystem, path = arrow_filesystem(task.job.run_url)
     gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
     workers: dict[str, Any] = {
@@ -118,6 +130,7 @@ def _trainer(task: Task) -> TorchTrainer:
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_last),
             failure_config=FailureConfig(max_failures=FAILURES_AT_ONCE),
+            callbacks=[_Impatient()],  # type: ignore[list-item]  # declared for the first version of Ray Train
         ),
     )
 
