@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import time
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
 
 from pipeline import storage
@@ -32,9 +32,10 @@ class Run:
 
         An unfinished run of the same configuration goes on, on other workers if so wished; a folder of anything else is refused.
         """
-        content = {"job": self.job, "inputs": inputs, "config": json.loads(json.dumps(asdict(config)))}
+        content = {"job": self.job, "inputs": inputs, "config": _plain(asdict(config))}
         if storage.exists(self.path("config.json")):
             found = storage.read_json(self.path("config.json"))
+            found["config"] = _plain(_with_defaults(found.get("config", {}), config))
             different = _first_difference({k: found.get(k) for k in content}, content)
             if different:
                 raise InputError(f"'{self.url}' holds a run with {different}; use a new folder or the same arguments")
@@ -89,6 +90,25 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
+
+
+def _with_defaults(found: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Return what a run recorded, with the defaults of settings that did not exist then."""
+    filled = dict(found)
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if is_dataclass(value) and isinstance(filled.get(one.name), dict):
+            filled[one.name] = _with_defaults(filled[one.name], value)
+        elif one.name not in filled and one.default is not MISSING:
+            filled[one.name] = one.default
+        elif one.name not in filled and one.default_factory is not MISSING:
+            filled[one.name] = one.default_factory()
+    return filled
+
+
+def _plain(config: dict[str, Any]) -> Any:
+    """Return what is read again of what is written."""
+    return json.loads(json.dumps(config, default=asdict))
 
 
 def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:

@@ -1,6 +1,6 @@
 """A run's folder knows its own earlier self, wherever it is executed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,26 @@ def test_a_run_goes_on_elsewhere_but_not_as_another(tmp_path: Path) -> None:
         run.begin(replace(Settings(), num_steps=20), {"archive": "a"})
     run.finish({"steps": 10})
     assert (run.begin(Settings(), {"archive": "a"}) or {})["steps"] == 10
+
+
+def test_a_run_goes_on_with_a_version_that_has_more_settings(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Optimiser:
+        rate: float = 0.1
+        betas: tuple[float, ...] = (0.9,)
+
+    @dataclass(frozen=True)
+    class Newer(Settings):
+        optimiser: Optimiser = field(default_factory=Optimiser)
+        shape: tuple[int, ...] = (1, 2)
+
+    run = Run(str(tmp_path / "run"), "pretrain")
+    run.begin(Settings(), {})
+    with pytest.raises(InputError, match=r"config.shape = \[1, 2\], not \[3\]"):
+        run.begin(Newer(shape=(3,)), {})
+    with pytest.raises(InputError, match=r"config.optimiser.rate = 0.1, not 0.2"):
+        run.begin(Newer(optimiser=Optimiser(0.2)), {})
+    assert run.begin(Newer(), {}) is None
 
 
 def test_where_nothing_can_be_written_is_said_at_once(tmp_path: Path) -> None:
