@@ -35,7 +35,7 @@ FAILURES_AT_ONCE = 3
 """Failures without a checkpoint in between that are no accident any more."""
 RESIZE_SECONDS = 30.0
 """How often Ray looks whether a run with too few workers can have more."""
-SHUTDOWN_SECONDS = 5
+SHUTDOWN_SECONDS = 1
 """How long Ray's controller waits for failed workers to leave their process group: one that hangs never does."""
 
 

@@ -1,0 +1,1 @@
+"""Laws of loss against size, data and compute, fitted to finished runs."""
