@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.errors import InputError
 
 AGENT_SECONDS = 60
+STOP_SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What the cluster's side needs to reach the same storage and tracking; values travel in the job's environment, never in a log.
 FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
@@ -25,27 +26,63 @@ def submit(arguments: list[str], address: str | None) -> dict[str, Any]:
     The code is the `terraloom` installed on the cluster, of the same version. Relative paths are made absolute, so
     they must be on storage that the cluster sees.
     """
+    client = job_server(address)
+    entrypoint = shlex.join(["terraloom", *map(_absolute, arguments)])
+    variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    job = _submit_when_ready(client, entrypoint, {"env_vars": variables}, {"job": arguments[0]})
+    print(f"submitted {job}: {entrypoint}", file=sys.stderr, flush=True)
+    return follow(client, job)
+
+
+def job_server(address: str | None) -> JobSubmissionClient:
+    """Return the job server at `address`, RAY_API_SERVER_ADDRESS or this machine's; raise InputError for none or another Ray's."""
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     try:
         client = JobSubmissionClient(address)
-        version = client.get_version()
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"no Ray job server at {address} ({reason}); start one with 'ray start --head' or give --address"
         ) from None
-    if version != ray.__version__ and not version.startswith(ray.__version__):
-        found = getattr(client, "_ray_version", None) or version
-        if found[0].isdigit() and found.count(".") == 2 and found != ray.__version__:
-            raise InputError(f"the cluster runs Ray {found}, this is {ray.__version__}; install the cluster's version here")
-    entrypoint = shlex.join(["terraloom", *map(_absolute, arguments)])
-    variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-    job = _submit_when_ready(client, entrypoint, {"env_vars": variables}, {"job": arguments[0]})
-    print(f"submitted {job}: {entrypoint}", file=sys.stderr, flush=True)
+    if client._server_ray_version != ray.__version__:
+        raise InputError(
+            f"the cluster at {address} runs Ray {client._server_ray_version}, this is {ray.__version__}; install the cluster's here"
+        )
+    return client
+
+
+def follow(client: JobSubmissionClient, job: str) -> dict[str, Any]:
+    """Print a job's log as it is written, from its beginning, until it ends; return how it ended."""
+    _require(client, job)
     asyncio.run(_follow(client, job))
+    return status(client, job)
+
+
+def status(client: JobSubmissionClient, job: str) -> dict[str, Any]:
+    """Return where a job stands; its exit status is 0 while it has none."""
+    _require(client, job)
     info = client.get_job_info(job)
-    status = 0 if info.status == JobStatus.SUCCEEDED else int(info.driver_exit_code or 1)
-    return {"submission": job, "status": str(info.status), "exit_status": status}
+    is_well = not info.status.is_terminal() or info.status == JobStatus.SUCCEEDED
+    facts = {"submission": job, "status": info.status.value, "entrypoint": info.entrypoint}
+    return facts | {"exit_status": 0 if is_well else int(info.driver_exit_code or 1)}
+
+
+def stop(client: JobSubmissionClient, job: str) -> dict[str, Any]:
+    """Stop a job and wait until it has ended: a run goes on from its last checkpoint when it is submitted again."""
+    _require(client, job)
+    client.stop_job(job)
+    limit = time.monotonic() + STOP_SECONDS
+    while not client.get_job_status(job).is_terminal():
+        if time.monotonic() > limit:
+            raise InputError(f"job '{job}' has not ended {STOP_SECONDS} s after it was told to; ask again for its status")
+        time.sleep(0.5)
+    return status(client, job) | {"exit_status": 0}
+
+
+def _require(client: JobSubmissionClient, job: str) -> None:
+    known = [info.submission_id for info in client.list_jobs() if info.submission_id]
+    if job not in known:
+        raise InputError(f"the cluster knows no job '{job}' (knows {', '.join(known) or 'none'})")
 
 
 def _submit_when_ready(client: JobSubmissionClient, entrypoint: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:

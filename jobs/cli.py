@@ -36,6 +36,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   report     RUN...                            one HTML page about runs
   sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
   submit     [--address URL] JOB ...           run a job on a Ray cluster through its job server
+  submit     follow | status | stop SUBMISSION a job that was submitted
 
 terraloom JOB --help says more. --json: the last line on standard output is the summary as JSON.
 """
@@ -319,11 +320,16 @@ def _sensors(arguments: list[str]) -> dict[str, Any]:
 
 
 def _submit(arguments: list[str]) -> dict[str, Any]:
-    from cluster.submit import submit
+    from cluster.submit import follow, job_server, status, stop, submit
 
     address = None
     if arguments[:1] == ["--address"]:
         address, arguments = (arguments[1] if len(arguments) > 1 else None), arguments[2:]
+    about = {"follow": follow, "status": status, "stop": stop}
+    if arguments and arguments[0] in about:
+        if len(arguments) != 2:
+            raise InputError(f"expected 'terraloom submit [--address URL] {arguments[0]} SUBMISSION', as submit has named it")
+        return about[arguments[0]](job_server(address), arguments[1])
     if not arguments or arguments[0] not in JOBS or arguments[0] == "submit":
         raise InputError("nothing to submit; expected 'terraloom submit [--address URL] JOB ...' with a job and its arguments")
     return submit(arguments, address)
