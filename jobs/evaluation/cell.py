@@ -45,7 +45,9 @@ class Cell:
 
     def __str__(self) -> str:
         disturbed = f", {self.perturbation} {self.strength:g}" if self.perturbation else ""
-        return f"{self.task}, {self.model}, {self.protocol}, {self.sensors}, {self.fraction:g} of labels, seed {self.seed}{disturbed}"
+        return (
+            f"{self.task}, {self.model}, {self.protocol}, {self.sensors}, {self.fraction:g} of labels, seed {self.seed}{disturbed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,7 @@ class Row:
         return {score["metric"]: score["value"] for score in self.scores}
 
 
-SCHEMA = pa.schema(
-    [(f.name, NUMBERS.get(f.name, pa.list_(SCORE) if f.name == "scores" else pa.string())) for f in fields(Row)]
-)
+SCHEMA = pa.schema([(f.name, NUMBERS.get(f.name, pa.list_(SCORE) if f.name == "scores" else pa.string())) for f in fields(Row)])
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ class Answer:
 def write(run_url: str, row: Row, answer: Answer | None) -> None:
     """Write a cell's arrays, then its row: `outcome/<name>` and `pictures/<name>` in one npz file."""
     if answer is not None:
-        arrays = {f"outcome/{f.name}": getattr(answer.outcome, f.name) for f in fields(answer.outcome)}  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {f"outcome/{f.name}": getattr(answer.outcome, f.name) for f in fields(answer.outcome)}
         arrays |= {f"pictures/{name}": values for name, values in answer.pictures.items()}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{name: np.asarray(values) for name, values in arrays.items()})
+        np.savez_compressed(buffer, **arrays)
         storage.write_bytes(storage.join(run_url, FOLDER, f"{row.key}.npz"), buffer.getvalue())
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row)], SCHEMA), sink)

@@ -21,7 +21,10 @@ Outputs = Callable[[np.ndarray, bool], Tensor]
 def answered(question: Question, outputs: Outputs, **settings: float) -> Answer:
     """Return the answer that outputs give, batch by batch."""
     kind = question.task.kind
-    answer: Callable[[np.ndarray, bool], np.ndarray] = lambda chosen, is_test: _training.answer_of(kind, outputs(chosen, is_test))  # noqa: E731
+
+    def answer(chosen: np.ndarray, is_test: bool) -> np.ndarray:
+        return _training.answer_of(kind, outputs(chosen, is_test))
+
     if kind == "change":
         return thresholded(question, answer, **settings)
     return judged(question, lambda chosen: answer(chosen, True), **settings)
@@ -31,7 +34,9 @@ def thresholded(question: Question, probability: Callable[[np.ndarray, bool], np
     """Return the answer of probabilities of change (N, Y, X), from the threshold on that is best on val."""
     val = [probability(chosen, False) for chosen in batches(question.val)]
     threshold = _training.best_threshold(question, np.concatenate(val)) if val else 0.5
-    return judged(question, lambda chosen: (probability(chosen, True) >= threshold).astype(np.uint8), threshold=threshold, **settings)
+    return judged(
+        question, lambda chosen: (probability(chosen, True) >= threshold).astype(np.uint8), threshold=threshold, **settings
+    )
 
 
 def judged(question: Question, predicted: Callable[[np.ndarray], np.ndarray], **settings: float) -> Answer:
