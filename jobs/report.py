@@ -85,7 +85,7 @@ def _short(value: Any) -> str:
 
 def _evaluation(summary: dict[str, Any]) -> list[str]:
     """Return a section for each task: its figure, its table, and what is said of all of them under the first."""
-    sections = []
+    sections: list[str] = []
     for task in dict.fromkeys(row["task"] for row in summary["table"]):
         rows = [row for row in summary["table"] if row["task"] == task and not row["perturbation"]]
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary["notes"]) if not sections else ""
