@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.evaluation.metrics import Outcome
+from jobs.evaluation.task import OUTCOMES
 from pipeline import storage
 
 FOLDER = "cells"
@@ -138,6 +139,15 @@ def read_arrays(run_url: str, key: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False) as content:
         return {name: content[name] for name in content.files}
+
+
+def read_outcome(run_url: str, row: Row) -> Outcome:
+    """Return the answers of a finished cell."""
+    prefix = "outcome/"
+    made: dict[str, Any] = {n.removeprefix(prefix): v for n, v in read_arrays(run_url, row.key).items() if n.startswith(prefix)}
+    if "classes" in made:
+        made["classes"] = tuple(made["classes"].tolist())
+    return OUTCOMES[row.kind](**made)
 
 
 def frame(rows: dict[str, Row]) -> pd.DataFrame:
