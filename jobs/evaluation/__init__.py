@@ -1,0 +1,1 @@
+"""Evaluation: tasks, protocols, metrics, and the cells they make."""
