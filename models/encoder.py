@@ -167,13 +167,25 @@ class Encoder(nn.Module):
         finally:
             self.train(was_training)
 
-    def _embed(self, tiles: Tiles, spec: SensorSpec, lonlat_deg: Tensor) -> Embedding:
+    def examined(
+        self, tiles: Tiles, sensor: str, lonlat_deg: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Features, Tensor]:
+        """Return what the backbone makes of tiles that were checked and normalised as in `encode`, with gradients.
+
+        And (B*T, y, x) bool, cells of the last map with any valid pixel. Raise InputError as `encode` does.
+        """
+        spec = self.spec(sensor)
         spec.check(tiles, self.config.token_size_m)
         normalised, _ = self.normalise(tiles, spec)
         is_valid = tiles.is_observed.flatten(0, 1)
         _check_values(normalised, is_valid, spec)
-        features = self.features(normalised, is_valid, spec.name, time_days=tiles.time_days, lonlat_deg=lonlat_deg)
-        is_valid_cell = self.cells(is_valid, spec.name)
+        features = self.features(
+            normalised, is_valid, sensor, generator=generator, time_days=tiles.time_days, lonlat_deg=lonlat_deg
+        )
+        return features, self.cells(is_valid, sensor)
+
+    def _embed(self, tiles: Tiles, spec: SensorSpec, lonlat_deg: Tensor) -> Embedding:
+        features, is_valid_cell = self.examined(tiles, spec.name, lonlat_deg)
         shape = tiles.is_present.shape
         return Embedding(
             self.pool(features, is_valid_cell).unflatten(0, shape),
