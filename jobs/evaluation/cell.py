@@ -45,7 +45,9 @@ class Cell:
 
     def __str__(self) -> str:
         disturbed = f", {self.perturbation} {self.strength:g}" if self.perturbation else ""
-        return f"{self.task}, {self.model}, {self.protocol}, {self.sensors}, {self.fraction:g} of labels, seed {self.seed}{disturbed}"
+        return (
+            f"{self.task}, {self.model}, {self.protocol}, {self.sensors}, {self.fraction:g} of labels, seed {self.seed}{disturbed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,7 @@ class Row:
         return {score["metric"]: score["value"] for score in self.scores}
 
 
-SCHEMA = pa.schema(
-    [(f.name, NUMBERS.get(f.name, pa.list_(SCORE) if f.name == "scores" else pa.string())) for f in fields(Row)]
-)
+SCHEMA = pa.schema([(f.name, NUMBERS.get(f.name, pa.list_(SCORE) if f.name == "scores" else pa.string())) for f in fields(Row)])
 
 
 @dataclass(frozen=True)

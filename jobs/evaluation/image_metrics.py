@@ -74,8 +74,8 @@ def ssim(found: np.ndarray, true: np.ndarray, is_valid: np.ndarray) -> float:
 
     NaN where there is no such window.
     """
-    images = (torch.from_numpy(np.where(is_valid, image, 0.0))[None] for image in (found, true))
-    _, full = structural_similarity_index_measure(*images, sigma=SSIM_SIGMA, data_range=1.0, return_full_image=True)
+    a, b = (torch.from_numpy(np.where(is_valid, image, 0.0))[None] for image in (found, true))
+    _, full = structural_similarity_index_measure(a, b, sigma=SSIM_SIGMA, data_range=1.0, return_full_image=True)
     inner = (slice(SSIM_REACH_PX, -SSIM_REACH_PX),) * 2
     side = 2 * SSIM_REACH_PX + 1
     is_whole = ndimage.binary_erosion(is_valid, np.ones((side, side)), border_value=1)[inner]
@@ -84,8 +84,8 @@ def ssim(found: np.ndarray, true: np.ndarray, is_valid: np.ndarray) -> float:
 
 def ergas(found: np.ndarray, true: np.ndarray, ratio: int) -> float:
     """Return 100 / ratio * sqrt(mean over bands of (RMSE / mean of the truth)^2) (Wald 2000)."""
-    images = (torch.from_numpy(np.ascontiguousarray(image))[None] for image in (found, true))
-    return float(error_relative_global_dimensionless_synthesis(*images, ratio=ratio))
+    a, b = (torch.from_numpy(np.ascontiguousarray(image))[None] for image in (found, true))
+    return float(error_relative_global_dimensionless_synthesis(a, b, ratio=ratio))
 
 
 def scc(found: np.ndarray, true: np.ndarray) -> float:

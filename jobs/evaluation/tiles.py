@@ -55,4 +55,3 @@ class TileReader:
                     self._kept[sensor, shard, int(row)] = pair
                     self._bytes += pair[0].nbytes + pair[1].nbytes
         return found
-

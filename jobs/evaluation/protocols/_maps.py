@@ -31,7 +31,9 @@ def thresholded(question: Question, probability: Callable[[np.ndarray, bool], np
     """Return the answer of probabilities of change (N, Y, X), from the threshold on that is best on val."""
     val = [probability(chosen, False) for chosen in batches(question.val)]
     threshold = _training.best_threshold(question, np.concatenate(val)) if val else 0.5
-    return judged(question, lambda chosen: (probability(chosen, True) >= threshold).astype(np.uint8), threshold=threshold, **settings)
+    return judged(
+        question, lambda chosen: (probability(chosen, True) >= threshold).astype(np.uint8), threshold=threshold, **settings
+    )
 
 
 def judged(question: Question, predicted: Callable[[np.ndarray], np.ndarray], **settings: float) -> Answer:

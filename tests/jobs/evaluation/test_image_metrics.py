@@ -116,7 +116,12 @@ def test_q_of_three_and_four_bands_is_that_of_quaternions(num_bands: int) -> Non
     a, b = _normalised(FOUND[:num_bands, :32, :32], TRUE[:num_bands, :32, :32])
     four = [np.concatenate([image - image.mean((1, 2), keepdims=True), np.zeros((4 - num_bands, 32, 32))]) for image in (a, b)]
     (w, x, y, z), (p, q, r, s) = four[0], four[1] * np.array([1, -1, -1, -1])[:, None, None]
-    product = [w * p - x * q - y * r - z * s, w * q + x * p + y * s - z * r, w * r - x * s + y * p + z * q, w * s + x * r - y * q + z * p]
+    product = [
+        w * p - x * q - y * r - z * s,
+        w * q + x * p + y * s - z * r,
+        w * r - x * s + y * p + z * q,
+        w * s + x * r - y * q + z * p,
+    ]
     covariance = np.linalg.norm([part.mean() for part in product])
     assert q2n(FOUND[:num_bands, :32, :32], TRUE[:num_bands, :32, :32]) == pytest.approx(_index(covariance, a, b), abs=1e-9)
 
