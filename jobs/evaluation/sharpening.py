@@ -53,9 +53,10 @@ def _weights(size: int, ratio: int, gain: float) -> np.ndarray:
 
 
 def bicubic(pair: Pair) -> np.ndarray:
-    """Return the multispectral image enlarged by cubic convolution; the panchromatic one is not looked at."""
-    enlarged = F.interpolate(torch.from_numpy(pair.ms)[None], scale_factor=pair.ratio, mode="bicubic", align_corners=False)
-    return enlarged[0].numpy()
+    """Return the multispectral image enlarged by cubic convolution (Keys 1981); the panchromatic one is not looked at."""
+    # With `antialias` torch's kernel is Keys' own, a = -0.5, which keeps slopes; without, it is a = -0.75, which does not.
+    size = [pair.ratio * side for side in pair.ms.shape[1:]]
+    return F.interpolate(torch.from_numpy(pair.ms)[None], size=size, mode="bicubic", antialias=True)[0].numpy()
 
 
 def brovey(pair: Pair) -> np.ndarray:
