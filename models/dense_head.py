@@ -7,6 +7,7 @@ Legend: B batch, T time, y x cells of a map, Y X pixels, D width of a map, H wid
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,16 +49,18 @@ class DenseHead(nn.Module):
 
     def forward(self, maps: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """Return (B, K, Y, X) in the maps' dtype from sensor -> for each stage (B, T, y, x, D)."""
-        stages_BHyx = [
-            sum(self.enter[name][stage](compared(found[stage])) for name, found in maps.items()).permute(0, 3, 1, 2)
-            for stage in range(len(next(iter(maps.values()))))
-        ]
+        stages_BHyx = [self._entered(maps, stage) for stage in range(len(next(iter(maps.values()))))]
         stages_BHyx[-1] = self._with_context(stages_BHyx[-1])
         for stage in range(len(stages_BHyx) - 2, -1, -1):
             stages_BHyx[stage] = stages_BHyx[stage] + _resized(stages_BHyx[stage + 1], stages_BHyx[stage])
         finest = stages_BHyx[0]
         fused_BHyx = self.fuse(torch.cat([_resized(stage, finest) for stage in stages_BHyx], 1))
         return self.leave(fused_BHyx.permute(0, 2, 3, 1))
+
+    def _entered(self, maps: Mapping[str, Sequence[Tensor]], stage: int) -> Tensor:
+        """Return (B, H, y, x): what the sensors' maps of a stage add up to."""
+        layers: dict[str, Any] = {name: layers[stage] for name, layers in self.enter.items()}  # type: ignore[index]
+        return torch.stack([layers[name](compared(found[stage])) for name, found in maps.items()]).sum(0).permute(0, 3, 1, 2)
 
     def _with_context(self, last_BHyx: Tensor) -> Tensor:
         pooled = [F.adaptive_avg_pool2d(last_BHyx, cells) for cells in POOLED_CELLS]

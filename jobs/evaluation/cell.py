@@ -113,10 +113,10 @@ class Answer:
 def write(run_url: str, row: Row, answer: Answer | None) -> None:
     """Write a cell's arrays, then its row: `outcome/<name>` and `pictures/<name>` in one npz file."""
     if answer is not None:
-        arrays = {f"outcome/{f.name}": getattr(answer.outcome, f.name) for f in fields(answer.outcome)}  # type: ignore[arg-type]
+        arrays: dict[str, Any] = {f"outcome/{f.name}": getattr(answer.outcome, f.name) for f in fields(answer.outcome)}
         arrays |= {f"pictures/{name}": values for name, values in answer.pictures.items()}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{name: np.asarray(values) for name, values in arrays.items()})
+        np.savez_compressed(buffer, **arrays)
         storage.write_bytes(storage.join(run_url, FOLDER, f"{row.key}.npz"), buffer.getvalue())
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row)], SCHEMA), sink)

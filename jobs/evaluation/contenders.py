@@ -44,7 +44,8 @@ class Contender:
 
 def contenders(models: list[Run], seeds: int) -> list[Contender]:
     """Return the models, each different encoder as it was before training, and the baselines without training."""
-    trained, untrained = [], {}
+    trained: list[Contender] = []
+    untrained: dict[EncoderConfig, str] = {}
     for title, run in zip(titles(models), models):
         maker = ModelFeatures(run.path("model"))
         encoder = maker.load()

@@ -67,8 +67,10 @@ class FeatureStore:
         else:
             pooled, maps = key.maker.features(arrays, lonlat_deg), []
         with storage.staged_folder(self.url(key, sensor, shard)) as folder:
-            for name, values in {"rows": rows, "pooled": pooled} | {f"map{i}": m for i, m in enumerate(maps)}.items():
-                np.save(folder / f"{name}.npy", values)
+            np.save(folder / "rows.npy", rows)
+            np.save(folder / "pooled.npy", pooled)
+            for number, values in enumerate(maps):
+                np.save(folder / f"map{number}.npy", values)
 
     def pooled(self, key: FeatureKey, samples: TaskSamples, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """Return sensor -> (N, T, D) of the samples numbered `chosen`."""

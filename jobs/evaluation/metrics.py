@@ -5,34 +5,18 @@ samples, with repetition, is another outcome, which is all that intervals need. 
 average precision and errors are scikit-learn's. Definitions: docs/evaluation.md.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from sklearn.metrics import average_precision_score, r2_score
 
 
-class Outcome(Protocol):
-    """Answers to N test samples."""
-
-    place: np.ndarray
-    """(N,) names of what belongs together."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, chosen: np.ndarray) -> "Outcome":
-        """Return these samples, as often as they are named."""
-        ...
-
-    def scores(self) -> dict[str, float]:
-        """Return each metric; NaN where the samples do not define it. The first is the one that tables show."""
-        ...
-
-
 @dataclass(frozen=True)
-class _Arrays:
-    """Arrays of one entry a sample, but for `classes`."""
+class Outcome(ABC):
+    """Answers to N test samples: arrays of one entry a sample, but for `classes`. place (N,) names what belongs together."""
 
     place: np.ndarray
 
@@ -40,11 +24,16 @@ class _Arrays:
         return len(self.place)
 
     def take(self, chosen: np.ndarray) -> Self:
+        """Return these samples, as often as they are named."""
         return replace(self, **{f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "classes"})
+
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """Return each metric; NaN where the samples do not define it. The first is the one that tables show."""
 
 
 @dataclass(frozen=True)
-class Classified(_Arrays):
+class Classified(Outcome):
     """One class a sample: labels (N,), predicted (N,)."""
 
     labels: np.ndarray
@@ -64,7 +53,7 @@ class Classified(_Arrays):
 
 
 @dataclass(frozen=True)
-class Ranked(_Arrays):
+class Ranked(Outcome):
     """Yes or no: labels (N,) 0 or 1, predicted (N,) the larger the likelier."""
 
     labels: np.ndarray
@@ -75,7 +64,7 @@ class Ranked(_Arrays):
 
 
 @dataclass(frozen=True)
-class MultiRanked(_Arrays):
+class MultiRanked(Outcome):
     """Several classes a sample: labels (N, K) bool, predicted (N, K) the larger the likelier.
 
     micro mAP pools all pairs of sample and class; macro mAP is the mean over the classes that the samples have.
@@ -92,7 +81,7 @@ class MultiRanked(_Arrays):
 
 
 @dataclass(frozen=True)
-class Regressed(_Arrays):
+class Regressed(Outcome):
     """A number a sample: labels (N,), predicted (N,)."""
 
     labels: np.ndarray
@@ -106,7 +95,7 @@ class Regressed(_Arrays):
 
 
 @dataclass(frozen=True)
-class Segmented(_Arrays):
+class Segmented(Outcome):
     """A class for every labelled pixel, as counts (N, K, K): pixels of the class of the row taken for that of the column.
 
     A class that is neither there nor predicted has no score and is left out of means.
@@ -127,7 +116,7 @@ class Segmented(_Arrays):
 
 
 @dataclass(frozen=True)
-class Changed(_Arrays):
+class Changed(Outcome):
     """Segmented into two classes of which the second is what is looked for: counts (N, 2, 2).
 
     F1 is that of the pixels of all samples together; the mean over places leaves out those without any such pixel.
@@ -158,8 +147,8 @@ class Changed(_Arrays):
 
 def joined(parts: Sequence[Outcome]) -> Outcome:
     """Return the outcomes of several batches of samples as one."""
-    names = [f.name for f in fields(parts[0]) if f.name != "classes"]  # type: ignore[arg-type]
-    return replace(parts[0], **{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})  # type: ignore[type-var]
+    names = [f.name for f in fields(parts[0]) if f.name != "classes"]
+    return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def counts_of(labels: np.ndarray, predicted: np.ndarray, is_labelled: np.ndarray, num_classes: int) -> np.ndarray:

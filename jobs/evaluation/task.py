@@ -37,8 +37,11 @@ STRATA = 10
 class Task(Protocol):
     """Something that models are compared on. `kind` is what protocols go by; `metric` the first of its outcomes' scores."""
 
-    name: str
-    archive: Archive
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def archive(self) -> Archive: ...
 
     @property
     def kind(self) -> str: ...

@@ -21,7 +21,10 @@ Outputs = Callable[[np.ndarray, bool], Tensor]
 def answered(question: Question, outputs: Outputs, **settings: float) -> Answer:
     """Return the answer that outputs give, batch by batch."""
     kind = question.task.kind
-    answer: Callable[[np.ndarray, bool], np.ndarray] = lambda chosen, is_test: _training.answer_of(kind, outputs(chosen, is_test))  # noqa: E731
+
+    def answer(chosen: np.ndarray, is_test: bool) -> np.ndarray:
+        return _training.answer_of(kind, outputs(chosen, is_test))
+
     if kind == "change":
         return thresholded(question, answer, **settings)
     return judged(question, lambda chosen: answer(chosen, True), **settings)

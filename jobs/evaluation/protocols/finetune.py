@@ -17,6 +17,7 @@ from jobs.evaluation.question import Question
 from jobs.evaluation.task import DENSE, METRICS
 from jobs.evaluation.tiles import TileReader
 from models.dense_head import DenseHead
+from models.encoder import Encoder
 from models.tuned import PooledHead, Tuned
 
 KINDS = tuple(METRICS)
@@ -69,7 +70,7 @@ def _train(question: Question, reader: TileReader) -> Tuned:
     return model.eval()
 
 
-def _head(question: Question, encoder: nn.Module, reader: TileReader, generator: torch.Generator) -> PooledHead | DenseHead:
+def _head(question: Question, encoder: Encoder, reader: TileReader, generator: torch.Generator) -> PooledHead | DenseHead:
     task, dates = question.task, {name: rows.shape[1] for name, rows in question.samples.tiles.rows.items()}
     if task.kind not in DENSE:
         return PooledHead(encoder.config.pooled_width, dates, _training.num_outputs(question))

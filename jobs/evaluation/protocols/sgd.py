@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jobs.evaluation.cell import Answer
 from jobs.evaluation.protocols import _probe
-from jobs.evaluation.protocols._training import answer_of, loss_of
+from jobs.evaluation.protocols._training import answer_of, loss_of, num_outputs
 from jobs.evaluation.question import Question
 
 KINDS = _probe.KINDS
@@ -33,10 +33,10 @@ def answer(question: Question) -> Answer:
 
 def _train(question: Question, train: _probe.Part, rate: float) -> nn.Module:
     rng, kind = np.random.default_rng(question.seed), question.task.kind
-    num_outputs = len(question.task.classes) if kind in ("class", "multilabel") else 1
-    model = nn.Sequential(nn.BatchNorm1d(train.vectors.shape[1], affine=False), nn.Linear(train.vectors.shape[1], num_outputs))
-    nn.init.zeros_(model[1].weight)
-    nn.init.zeros_(model[1].bias)
+    layer = nn.Linear(train.vectors.shape[1], num_outputs(question))
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    model = nn.Sequential(nn.BatchNorm1d(train.vectors.shape[1], affine=False), layer)
     steps, size = question.training.decoder_steps, min(question.training.batch_size, len(train.labels))
     optimiser = torch.optim.SGD(model.parameters(), rate, momentum=MOMENTUM)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
