@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayError
+from tyro.conf import OmitArgPrefixes
 
 from cluster.run import Run, require_run
 from jobs.archives import TASK_CPUS
@@ -53,7 +54,7 @@ class EvaluateConfig:
     """Shares of the training labels, such as 0.01 0.1 1; smaller ones are parts of the larger."""
     ignore: tuple[str, ...] = ()
     """Classes that count for nothing, such as clutter."""
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

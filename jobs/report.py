@@ -38,10 +38,10 @@ def report(runs: list[str], out: str | None) -> dict[str, Any]:
     configs = [storage.read_json(run.path("config.json")) for run in found]
     summaries = [_optional_json(run.path("summary.json")) for run in found]
     sections = [_overview(run, config, summary) for run, config, summary in zip(found, configs, summaries)]
-    sections += [_evaluation(summary) for summary in summaries if "table" in summary]
+    sections += [part for summary in summaries if "table" in summary for part in _evaluation(summary)]
     for run, config in zip(found, configs):
         sections += [_curves(run, config["job"]), _reconstructions(run)]
-    for url in dict.fromkeys(config["inputs"]["archive"] for config in configs):
+    for url in dict.fromkeys(url for config in configs for url in _archives(config["inputs"])):
         archive = open_archive(url)
         sections += [_registration(archive), _map(archive)]
     title = "Terraloom: " + ", ".join(f"{config['job']} {config['inputs'].get('recipe', '')}".strip() for config in configs)
@@ -52,6 +52,10 @@ def report(runs: list[str], out: str | None) -> dict[str, Any]:
     target = storage.absolute(out or found[0].path("report.html"))
     storage.write_bytes(target, page.encode())
     return {"report": target, "runs": [run.url for run in found]}
+
+
+def _archives(inputs: dict[str, Any]) -> list[str]:
+    return inputs.get("archives") or [inputs["archive"]]
 
 
 def _optional_json(url: str) -> dict[str, Any]:
@@ -79,29 +83,50 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _evaluation(summary: dict[str, Any]) -> str:
-    rows: list[str] = []
-    best: dict[str, float] = {}
-    for row in summary["table"]:
-        best[row["sensors"]] = max(best.get(row["sensors"], -np.inf), row["mean"])
-    for row in summary["table"]:
-        mark = " best" if row["mean"] == best[row["sensors"]] else ""
+def _evaluation(summary: dict[str, Any]) -> list[str]:
+    """Return a section for each task: its figure, its table, and what is said of all of them under the first."""
+    sections = []
+    for task in dict.fromkeys(row["task"] for row in summary["table"]):
+        rows = [row for row in summary["table"] if row["task"] == task and not row["perturbation"]]
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary["notes"]) if not sections else ""
+        section = f"<h2>Evaluation: {html.escape(task)}</h2>{_plot(_bars(rows))}<ul>{notes}</ul>{_scores(rows)}"
+        sections.append(section)
+    return sections
+
+
+def _scores(rows: list[dict[str, Any]]) -> str:
+    best: dict[tuple[str, float], float] = {}
+    for row in rows:
+        where = row["sensors"], row["fraction"]
+        best[where] = max(best.get(where, -np.inf), row["mean"])
+    lines = []
+    for row in rows:
+        mark = " best" if row["mean"] == best[row["sensors"], row["fraction"]] else ""
         size = f"{row['parameters'] / 1e6:.2f} M" if row.get("parameters") else ""
         cells = "".join(f"<td>{html.escape(row[name])}</td>" for name in ("sensors", "model", "method"))
-        counts = "".join(f"<td class=number>{value}</td>" for value in (row["seeds"], row["num_train"], row["num_test"], size))
-        rows.append(f"<tr>{cells}<td class='number{mark}'>{row['mean']:.3f} ± {row['spread']:.3f}</td>{counts}</tr>")
-    head = "".join(f"<th>{n}</th>" for n in ("sensors", "model", "method", summary["metric"], "seeds", "train", "test", "size"))
+        score = f"<td class='number{mark}'>{row['mean']:.3f} ± {row['spread']:.3f}</td>"
+        around = f"{row['low']:.3f} … {row['high']:.3f}"
+        counts = (around, row["seeds"], f"{row['fraction']:.0%}", row["num_train"], row["num_test"], size)
+        lines.append(f"<tr>{cells}{score}{''.join(f'<td class=number>{value}</td>' for value in counts)}</tr>")
+    names = ("sensors", "model", "method", rows[0]["metric"], "95 %", "seeds", "labels", "train", "test", "size")
+    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{''.join(lines)}</table>"
+
+
+def _bars(rows: list[dict[str, Any]]) -> go.Figure:
+    """Return each model's best protocol but knn, at the largest share of the labels, with its interval."""
+    most = max(row["fraction"] for row in rows)
+    shown = [row for row in rows if row["method"] != "knn" and row["fraction"] == most]
     figure = go.Figure()
-    models = list(dict.fromkeys(row["model"] for row in summary["table"]))
-    for model, colour in zip(models, COLOURS):
-        chosen = [r for r in summary["table"] if r["model"] == model and r["method"] != "knn"]
-        x, y = [r["sensors"] for r in chosen], [r["mean"] for r in chosen]
-        error = {"type": "data", "array": [r["spread"] for r in chosen]}
-        figure.add_bar(name=model, x=x, y=y, error_y=error, marker_color=colour)
-    figure.update_layout(barmode="group", yaxis_title=summary["metric"], title="linear probe, and supervised training from scratch")
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary["notes"])
-    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-    return f"<h2>Evaluation: {html.escape(summary['task'])}</h2>{_plot(figure)}<ul>{notes}</ul>{table}"
+    for number, model in enumerate(dict.fromkeys(row["model"] for row in shown)):
+        best = {row["sensors"]: row for row in sorted(shown, key=lambda row: row["mean"]) if row["model"] == model}
+        bounds = {
+            "array": [row["high"] - row["mean"] for row in best.values()],
+            "arrayminus": [row["mean"] - row["low"] for row in best.values()],
+        }
+        y, colour = [row["mean"] for row in best.values()], COLOURS[number % len(COLOURS)]
+        figure.add_bar(name=model, x=list(best), y=y, error_y={"type": "data", **bounds}, marker_color=colour)
+    figure.update_layout(barmode="group", yaxis_title=rows[0]["metric"], title="the best protocol of each but knn, 95 % intervals")
+    return figure
 
 
 def _curves(run: Run, job: str) -> str:

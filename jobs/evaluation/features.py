@@ -116,7 +116,7 @@ def _tiles(archive: Archive, sensor_name: str, shard: str, rows: np.ndarray) -> 
     days = seconds_of(facts["time"])[:, None] / SECONDS_PER_DAY
     pixels = sensor.to_physical(stored)[:, None]
     arrays = SensorArrays(sensor, pixels, is_valid[:, None] > 0, np.ones(days.shape, bool), days)
-    return arrays, facts[["lon_deg", "lat_deg"]].to_numpy(np.float64)
+    return arrays, np.array(facts[["lon_deg", "lat_deg"]], np.float64)  # a copy that torch may write to
 
 
 @torch.no_grad()

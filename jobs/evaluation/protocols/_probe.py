@@ -11,7 +11,6 @@ from jobs.evaluation.metrics import Outcome
 from jobs.evaluation.question import Question
 
 KINDS = ("class", "binary", "fraction", "multilabel")
-MIN_VAL = 2
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,6 @@ def judged(question: Question, part: Part, predicted: np.ndarray) -> Outcome:
 
 def answer(question: Question, test: Part, predicted: np.ndarray, **settings: Any) -> Answer:
     return Answer(judged(question, test, predicted), settings)
-
-
-def constant(labels: np.ndarray, num_samples: int) -> np.ndarray:
-    """Return the answer for training labels that are all one class, for which there is nothing to fit."""
-    return np.full(num_samples, labels[0])
 
 
 def column_of_yes(classes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Image statistics for maps: a random forest on each pixel's bands and what is around it, at every date, and their differences.
 
 A pixel is described by its bands in deviations of the train split, and by mean and deviation of the 5 x 5 pixels around it. The
-forest is scikit-learn's, 100 trees, grown on at most 100,000 training pixels, as many of each class as there are up to its part.
+forest is scikit-learn's, 64 trees, grown on at most 40,000 training pixels, as many of each class as there are up to its part.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ from pipeline.archive import Archive
 KINDS = DENSE
 ROLE = "pixels"
 WINDOW_PX = 5
-MAX_PIXELS = 100_000
-NUM_TREES = 100
+MAX_PIXELS = 40_000
+NUM_TREES = 64
 MIN_LEAF = 5
 BATCH_SIZE = 16
 

@@ -28,16 +28,19 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 def answer(question: Question) -> Answer:
     train, val, test = _probe.parts(question)
+    metric = question.task.metric
+    strength, predict = probe(question.task.kind, train, val, lambda found: _probe.judged(question, val, found).scores()[metric])
+    return _probe.answer(question, test, predict(test.vectors), strength=strength)
+
+
+def probe(kind: str, train: _probe.Part, val: _probe.Part, score: Callable[[np.ndarray], float]) -> tuple[float, Predict]:
+    """Return the strength whose answers to `val` have the best score, and what makes answers of standardised vectors."""
     whitening = PCA(min(MAX_COMPONENTS, *train.vectors.shape), whiten=True, svd_solver="full").fit(train.vectors)
-    inputs = {"train": whitening.transform(train.vectors), "val": whitening.transform(val.vectors)}
-    best, predict = -np.inf, None
-    for strength in STRENGTHS:
-        fitted = fit(question.task.kind, inputs["train"], train.labels, strength)
-        scores = _probe.judged(question, val, fitted(inputs["val"])).scores()
-        if predict is None or scores[question.task.metric] > best:
-            best, chosen, predict = scores[question.task.metric], strength, fitted
-    assert predict is not None
-    return _probe.answer(question, test, predict(whitening.transform(test.vectors)), strength=chosen)
+    seen, held = whitening.transform(train.vectors), whitening.transform(val.vectors)
+    fitted = [(strength, fit(kind, seen, train.labels, strength)) for strength in STRENGTHS]
+    scores = [np.nan_to_num(score(predict(held)), nan=-np.inf) for _, predict in fitted]
+    strength, best = fitted[int(np.argmax(scores))]
+    return float(strength), lambda vectors: best(whitening.transform(vectors))
 
 
 def fit(kind: str, vectors: np.ndarray, labels: np.ndarray, strength: float) -> Predict:

@@ -21,14 +21,10 @@ MOMENTUM = 0.9
 def answer(question: Question) -> Answer:
     torch.set_num_threads(1)
     train, val, test = _probe.parts(question)
-    best, chosen, model = -np.inf, RATES[0], None
-    for rate in RATES:
-        fitted = _train(question, train, rate)
-        score = _probe.judged(question, val, _predict(question, fitted, val)).scores()[question.task.metric]
-        if model is None or score > best:
-            best, chosen, model = score, rate, fitted
-    assert model is not None
-    return _probe.answer(question, test, _predict(question, model, test), learning_rate=chosen)
+    fitted = [(rate, _train(question, train, rate)) for rate in RATES]
+    scores = [_probe.judged(question, val, _predict(question, model, val)).scores()[question.task.metric] for _, model in fitted]
+    rate, best = fitted[int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))]
+    return _probe.answer(question, test, _predict(question, best, test), learning_rate=rate)
 
 
 def _train(question: Question, train: _probe.Part, rate: float) -> nn.Module:
