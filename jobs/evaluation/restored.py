@@ -24,15 +24,11 @@ LOWER_IS_BETTER = ("MAE", "RMSE", "SAM", "ERGAS", "D_lambda", "D_s")
 
 
 @dataclass(frozen=True)
-class Restored:
+class Restored(Outcome):
     """What each of N images is worth: values (N, M), one column for each of `metrics`; a score is the mean over images."""
 
-    place: np.ndarray
     values: np.ndarray
     metrics: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.place)
 
     def take(self, chosen: np.ndarray) -> Self:
         return replace(self, place=self.place[chosen], values=self.values[chosen])

@@ -50,7 +50,10 @@ def test_what_is_no_such_pair_is_refused(tmp_path: Path) -> None:
 def test_real_images_are_whole(shared_data: Path) -> None:
     places = pan_sharpening.places(str(shared_data / "pansharpening"))
     tiles = [tile for place in places for tile in pan_sharpening.tiles(place, places[place], Grid(site_size_m=128))]
-    assert {n: sum(t.sensor == n for t in tiles) for n in ("worldview_ms", "geoeye1_pan")} == {"worldview_ms": 25, "geoeye1_pan": 25}
+    assert {n: sum(t.sensor == n for t in tiles) for n in ("worldview_ms", "geoeye1_pan")} == {
+        "worldview_ms": 25,
+        "geoeye1_pan": 25,
+    }
     assert all(tile.is_valid.all() for tile in tiles)
     low, high = load_sensor("worldview_ms").valid_range
     assert all(low <= t.pixels.min() and t.pixels.max() <= high for t in tiles if t.sensor == "worldview_ms")
