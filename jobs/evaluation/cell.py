@@ -19,6 +19,8 @@ from jobs.evaluation.metrics import Outcome
 from pipeline import storage
 
 FOLDER = "cells"
+REFUSED = "refused: "
+"""Before the reason why an encoder would not take disturbed tiles: an answer, not a failure."""
 SCORE = pa.struct([("metric", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64())])
 NUMBERS = {"fraction": pa.float64(), "strength": pa.float64(), "seconds": pa.float64(), "seed": pa.int64()}
 NUMBERS |= {"score": pa.float64(), "low": pa.float64(), "high": pa.float64()}

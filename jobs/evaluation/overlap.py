@@ -6,7 +6,7 @@ ground, whatever the date, or, where either has no coordinates, if 32 x 32 px of
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,16 @@ import pandas as pd
 import ray
 import shapely
 
+from cluster.run import Run
 from jobs.archives import TASK_CPUS
+from jobs.evaluation.contenders import titles
 from jobs.evaluation.samples import TaskSamples
+from jobs.evaluation.task import Task
 from jobs.progress import gather
-from pipeline.archive import Archive
+from pipeline import storage
+from pipeline.archive import Archive, is_archive, open_archive
 from pipeline.dates import SECONDS_PER_DAY, seconds_of
+from pipeline.errors import InputError
 
 MIN_SHARED = 0.01
 """Of a test tile's area: borders of neighbours touch, and outlines in longitude and latitude are a little off."""
@@ -37,6 +42,33 @@ class Overlap:
     def __str__(self) -> str:
         apart = "" if np.isnan(self.days_apart) else f", as little as {self.days_apart:.0f} days apart"
         return f"{self.num_seen} of {self.num_tests} test samples {self.by}{apart}"
+
+
+def overlaps(asked: Sequence[tuple[Task, TaskSamples]], models: list[Run], allowed: Sequence[str]) -> list[str]:
+    """Return what is known of test places that models were pretrained on; an error unless the task is among `allowed`."""
+    names = sorted({task.name for task, _ in asked})
+    if unknown := sorted(set(allowed) - set(names)):
+        raise InputError(f"--allow-overlap names '{unknown[0]}', which is none of the tasks {', '.join(names)}")
+    notes = []
+    for title, url in dict.fromkeys((t, url) for t, model in zip(titles(models), models) for url in _archives_of(model)):
+        for task, samples in asked:
+            if is_archive(url):
+                found = overlap(open_archive(url), task.archive, samples)
+                said = f"{task.name}, {samples.name}: {found} ('{title}', archive '{url}')" if found else ""
+            else:
+                said = f"{task.name}: archive '{url}' that '{title}' was trained on is not there to be compared with"
+            if said and task.name not in allowed:
+                raise InputError(f"{said}; evaluate on other places, or add --allow-overlap {task.name}")
+            notes += [f"overlap allowed: {said}"] if said else []
+    return notes
+
+
+def _archives_of(model: Run) -> list[str]:
+    """Return the archives that a model was trained on, and its teacher, as far as its runs are still there."""
+    config = model.path("config.json")
+    inputs = storage.read_json(config)["inputs"] if storage.exists(config) else {}
+    found = [inputs["archive"]] if "archive" in inputs else []
+    return found + (_archives_of(Run(inputs["teacher"], "pretrain")) if "teacher" in inputs else [])
 
 
 def overlap(trained_on: Archive, archive: Archive, samples: TaskSamples) -> Overlap | None:

@@ -8,7 +8,7 @@ from jobs.evaluation.question import Question
 from jobs.evaluation.restored import KINDS
 
 __all__ = ["KINDS"]
-ROLE = "maps"
+ROLE = "frozen"
 
 
 def answer(question: Question) -> Answer:
