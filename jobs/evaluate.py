@@ -6,7 +6,7 @@ site's dates together (changed, flooded) of all its sensors. A run that was stop
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,24 +18,31 @@ from tyro.conf import OmitArgPrefixes
 from cluster.run import Run, require_run
 from jobs.archives import TASK_CPUS
 from jobs.evaluation import cell as cells
-from jobs.evaluation.cell import Cell
+from jobs.evaluation.cell import REFUSED, Cell
+from jobs.evaluation.cloud_removal import CloudRemoval
 from jobs.evaluation.contenders import Contender, contenders
+from jobs.evaluation.disturbances import suite
 from jobs.evaluation.features import FeatureStore
 from jobs.evaluation.fractions import check_fractions, write_list
+from jobs.evaluation.overlap import overlaps
+from jobs.evaluation.pan_sharpening import PanSharpening
 from jobs.evaluation.perturbation import Perturbation
-from jobs.evaluation.plan import Work, answered, check_samples, failed, pairs_of
+from jobs.evaluation.plan import Work, answered, check_samples, failed, pairs_of, protocols_of
 from jobs.evaluation.protocols import load_protocol
 from jobs.evaluation.question import TrainingConfig
 from jobs.evaluation.samples import TaskSamples
 from jobs.evaluation.table import gains_of, notes_of, table_of
-from jobs.evaluation.task import LabelTask, Task, check_ignored, label_task
+from jobs.evaluation.task import Task, check_ignored, label_task
 from jobs.evaluation.tiles import TileReader
 from jobs.progress import gather
+from models.errors import InputError as ModelInputError
 from pipeline import storage
 from pipeline.archive import Archive, open_archive
 from pipeline.errors import InputError, RunFailed
 
 ALL = "all"
+RESTORATION: dict[str, Callable[[Archive], Task]] = {"cloud_removal": CloudRemoval, "pan_sharpening": PanSharpening}
+"""Tasks that need no label."""
 LOOKED_AT = 4
 """Training samples whose units and values each model is asked about before anything is computed."""
 
@@ -49,11 +56,20 @@ class EvaluateConfig:
     sensors: tuple[str, ...] = ()
     """Sensors to evaluate; empty: all that a model and the labels share."""
     protocols: tuple[str, ...] = ()
-    """Of knn, linear, sgd, finetune, decoder, forest, change_vector; empty: linear and knn, for maps decoder. Baselines always."""
+    """Of knn, linear, sgd, finetune, decoder, restore, restore_tuned; empty: linear and knn, for maps decoder, for images restore.
+
+    Baselines always.
+    """
     label_fractions: tuple[float, ...] = (1.0,)
     """Shares of the training labels, such as 0.01 0.1 1; smaller ones are parts of the larger."""
     ignore: tuple[str, ...] = ()
     """Classes that count for nothing, such as clutter."""
+    robustness: bool = False
+    """Also ask about disturbed test tiles (docs/robustness.md): one seed, all labels, the first protocol of each task."""
+    allow_overlap: tuple[str, ...] = ()
+    """Tasks whose test places may have been seen in pretraining."""
+    external: tuple[str, ...] = ()
+    """Descriptions (JSON) of encoders of others for the same table; cluster/external.py says what they hold."""
     training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -74,40 +90,48 @@ def evaluate(
     archives = [open_archive(url) for url in urls]
     tasks = tasks_of(task, archives, config.ignore)
     digests = {archive.url: archive.digest() for archive in archives}
-    compared = contenders(models, config.seeds)
+    compared = contenders(models, config.seeds, config.external)
     asked, left_out = _asked(tasks, compared, config, must=task != ALL)
+    seen = overlaps(asked, models, config.allow_overlap)
     inputs = {"task": task, "models": [m.url for m in models], "archives": list(digests), "digests": list(digests.values())}
     finished = run.begin(config, inputs)
     if finished and not finished["failed"]:
         return finished
-    works = [work for one, samples in asked for work in works_of(one, samples, compared, config, digests, run.url)]
+    works: list[Work] = []
+    for one, samples in asked:
+        disturbances = suite(samples, one.archive, one.kind) if config.robustness else []
+        works += works_of(one, samples, compared, config, digests, run.url, [None, *disturbances])
     failures = answer_all(works, run)
     rows = cells.read(run.url)
     if len(failures) == len(works):
         raise RunFailed(f"none of the {len(works)} cells could be answered; the first: {next(iter(failures.values()))}")
     asked_for = {work.cell.key: rows[work.cell.key] for work in works}
     table = table_of(cells.frame(asked_for))
-    notes = [
-        *notes_of(table, gains_of(run.url, asked_for)),
-        *left_out,
-        *(f"failed: {name}: {why}" for name, why in failures.items()),
-    ]
+    refused = [f"{work.cell}: {row.error}" for work in works if (row := rows[work.cell.key]).error.startswith(REFUSED)]
+    failed_cells = [f"failed: {name}: {why}" for name, why in failures.items()]
+    notes = [*notes_of(table, gains_of(run.url, asked_for)), *left_out, *seen, *refused, *failed_cells]
     metric = ", ".join(dict.fromkeys(one.metric for one, _ in asked))
     return run.finish({**inputs, "metric": metric, "cells": len(works), "failed": len(failures), "table": table, "notes": notes})
 
 
-def tasks_of(named: str, archives: Sequence[Archive], ignored: tuple[str, ...]) -> list[LabelTask]:
-    """Return the tasks that `named` asks for: 'all', or names of labels divided by commas."""
-    known = sorted({name for archive in archives for name in archive.labels})
+def tasks_of(named: str, archives: Sequence[Archive], ignored: tuple[str, ...]) -> list[Task]:
+    """Return the tasks that `named` asks for: 'all', or names of labels and of RESTORATION divided by commas."""
+    known = sorted({name for archive in archives for name in archive.labels}) + sorted(RESTORATION)
     names = known if named == ALL else named.split(",")
     where = ", ".join(f"'{archive.url}'" for archive in archives)
     for name in names:
         if name not in known:
-            labels = ", ".join(known) or "none"
+            labels = ", ".join(known)
             raise InputError(f"task '{name}' is no label of archive {where} (labels: {labels}); coregister it with --labels")
     found = [label_task(archive, name, ignored) for name in names for archive in archives if name in archive.labels]
     check_ignored(ignored, found)
-    return found
+    return [*found, *(made for name in names if name in RESTORATION for made in _restoration(name, archives))]
+
+
+def _restoration(name: str, archives: Sequence[Archive]) -> list[Task]:
+    """Return a task of each archive that has samples for it; of all, if none has."""
+    made = [RESTORATION[name](archive) for archive in archives]
+    return [task for task in made if task.samples(frozenset(task.archive.sensors))] or made
 
 
 def _asked(
@@ -167,7 +191,12 @@ def works_of(
     for protocol, contender in pairs_of(task.kind, config.protocols, [c for c in compared if c.takes(samples.sensors)]):
         for fraction in config.label_fractions:
             for seed in range(config.seeds):
-                for disturbed in perturbations:
+                is_curve = (protocol, fraction, seed) == (
+                    protocols_of(task.kind, config.protocols)[0],
+                    max(config.label_fractions),
+                    0,
+                )
+                for disturbed in perturbations if is_curve else (None,):
                     how = (disturbed.name, disturbed.strength) if disturbed else ("", 0.0)
                     about = (task.name, task.archive.url, samples.name, contender.title, protocol, fraction, seed)
                     seen = disturbed.samples(samples) if disturbed else samples
@@ -178,7 +207,7 @@ def works_of(
 
 def answer_all(works: Sequence[Work], run: Run) -> dict[str, str]:
     """Answer the cells that have no row yet, or one that says an error; return what failed and why."""
-    done = {key for key, row in cells.read(run.url).items() if not row.error}
+    done = {key for key, row in cells.read(run.url).items() if not row.error or row.error.startswith(REFUSED)}
     missing = [work for work in works if work.cell.key not in done]
     make_features(missing, run.url)
     # Samples and archives are large: one copy for all cells.
@@ -190,7 +219,7 @@ def answer_all(works: Sequence[Work], run: Run) -> dict[str, str]:
         if isinstance(row, RayError):
             row = failed(work, f"its process ended ({str(row).splitlines()[0]})", 0.0)
             cells.write(run.url, row, None)
-        if row.error:
+        if row.error and not row.error.startswith(REFUSED):
             failures[str(work.cell)] = row.error
             run.event("cell_failed", cell=str(work.cell), reason=row.error)
     return failures
@@ -220,5 +249,8 @@ def make_features(works: Sequence[Work], run_url: str) -> None:
         for (name, sensor, shard), rows in wanted.items()
         if not store.has(by_name[name], sensor, shard)
     }
-    for _ in gather(tasks, "features"):
-        pass
+    for (name, _, _), error in gather(tasks, "features", keep_errors=True):
+        if isinstance(error, ModelInputError) and by_name[name].perturbation is not None:
+            store.refuse(by_name[name], str(getattr(error, "cause", error)))
+        elif error is not None:
+            raise error

@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from cluster.run import Run, require_run
-from jobs.figures import png, reconstruction_rows, registration_rows
+from jobs.figures import COLOURS, plot, png, reconstruction_rows, registration_rows
+from jobs.leaderboard import leaderboard
 from jobs.registration_report import read_pictures, read_reports
 from pipeline import storage
 from pipeline.archive import Archive, open_archive
@@ -25,7 +26,6 @@ th { border-bottom: 2px solid #9aa7b5; } tr:nth-child(even) td { background: #f4
 td.number { text-align: right; font-variant-numeric: tabular-nums; } .best { font-weight: 700; }
 img { max-width: 100%; margin: .4rem 0; } p.note { color: #55606e; } code { background: #f0f2f5; padding: 0 .25rem; }
 """
-COLOURS = ("#1b6ca8", "#d1603d", "#4c956c", "#8e5ea2", "#c49a1a", "#5b6770")
 SMOOTHED_STEPS = 25
 LOSS_TERMS = ("l1/", "mse/", "objective/")
 """What objectives call the parts of their losses that are one sensor's."""
@@ -38,7 +38,7 @@ def report(runs: list[str], out: str | None) -> dict[str, Any]:
     configs = [storage.read_json(run.path("config.json")) for run in found]
     summaries = [_optional_json(run.path("summary.json")) for run in found]
     sections = [_overview(run, config, summary) for run, config, summary in zip(found, configs, summaries)]
-    sections += [part for summary in summaries if "table" in summary for part in _evaluation(summary)]
+    sections += [part for run, summary in zip(found, summaries) if "table" in summary for part in leaderboard(run.url, summary)]
     for run, config in zip(found, configs):
         sections += [_curves(run, config["job"]), _reconstructions(run)]
     for url in dict.fromkeys(url for config in configs for url in _archives(config["inputs"])):
@@ -83,52 +83,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _evaluation(summary: dict[str, Any]) -> list[str]:
-    """Return a section for each task: its figure, its table, and what is said of all of them under the first."""
-    sections: list[str] = []
-    for task in dict.fromkeys(row["task"] for row in summary["table"]):
-        rows = [row for row in summary["table"] if row["task"] == task and not row["perturbation"]]
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary["notes"]) if not sections else ""
-        section = f"<h2>Evaluation: {html.escape(task)}</h2>{_plot(_bars(rows))}<ul>{notes}</ul>{_scores(rows)}"
-        sections.append(section)
-    return sections
-
-
-def _scores(rows: list[dict[str, Any]]) -> str:
-    best: dict[tuple[str, float], float] = {}
-    for row in rows:
-        where = row["sensors"], row["fraction"]
-        best[where] = max(best.get(where, -np.inf), row["mean"])
-    lines = []
-    for row in rows:
-        mark = " best" if row["mean"] == best[row["sensors"], row["fraction"]] else ""
-        size = f"{row['parameters'] / 1e6:.2f} M" if row.get("parameters") else ""
-        cells = "".join(f"<td>{html.escape(row[name])}</td>" for name in ("sensors", "model", "method"))
-        score = f"<td class='number{mark}'>{row['mean']:.3f} ± {row['spread']:.3f}</td>"
-        around = f"{row['low']:.3f} … {row['high']:.3f}"
-        counts = (around, row["seeds"], f"{row['fraction']:.0%}", row["num_train"], row["num_test"], size)
-        lines.append(f"<tr>{cells}{score}{''.join(f'<td class=number>{value}</td>' for value in counts)}</tr>")
-    names = ("sensors", "model", "method", rows[0]["metric"], "95 %", "seeds", "labels", "train", "test", "size")
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{''.join(lines)}</table>"
-
-
-def _bars(rows: list[dict[str, Any]]) -> go.Figure:
-    """Return each model's best protocol but knn, at the largest share of the labels, with its interval."""
-    most = max(row["fraction"] for row in rows)
-    shown = [row for row in rows if row["method"] != "knn" and row["fraction"] == most]
-    figure = go.Figure()
-    for number, model in enumerate(dict.fromkeys(row["model"] for row in shown)):
-        best = {row["sensors"]: row for row in sorted(shown, key=lambda row: row["mean"]) if row["model"] == model}
-        bounds = {
-            "array": [row["high"] - row["mean"] for row in best.values()],
-            "arrayminus": [row["mean"] - row["low"] for row in best.values()],
-        }
-        y, colour = [row["mean"] for row in best.values()], COLOURS[number % len(COLOURS)]
-        figure.add_bar(name=model, x=list(best), y=y, error_y={"type": "data", **bounds}, marker_color=colour)
-    figure.update_layout(barmode="group", yaxis_title=rows[0]["metric"], title="the best protocol of each but knn, 95 % intervals")
-    return figure
-
-
 def _curves(run: Run, job: str) -> str:
     if not storage.exists(run.path("metrics.jsonl")):
         return ""
@@ -149,7 +103,7 @@ def _curves(run: Run, job: str) -> str:
     speed.update_layout(xaxis_title="step", yaxis_title="samples per second")
     wait = float(np.mean([r["data_wait_share"] for r in records[len(records) // 10 :]]))
     note = f"<p class=note>Waiting for data: {wait:.1%} of the time after the first tenth of the steps.</p>"
-    return f"<h2>Training: {html.escape(job)}</h2>{_plot(figure)}{_health(records)}{_plot(speed, 260)}{note}"
+    return f"<h2>Training: {html.escape(job)}</h2>{plot(figure)}{_health(records)}{plot(speed, 260)}{note}"
 
 
 def _health(records: list[dict[str, Any]]) -> str:
@@ -162,7 +116,7 @@ def _health(records: list[dict[str, Any]]) -> str:
             line = {"color": COLOURS[number % len(COLOURS)]}
             figure.add_scatter(x=steps, y=values, name=key.removeprefix(prefix), line=line, mode="lines+markers")
         figure.update_layout(xaxis_title="step", yaxis_title=title, yaxis_rangemode="tozero")
-        shown += [_plot(figure, 260)] if figure.data else []
+        shown += [plot(figure, 260)] if figure.data else []
     return "".join(shown)
 
 
@@ -233,8 +187,3 @@ def _draw(sites: gpd.GeoDataFrame, column: Any, axis: Any, title: str) -> None:
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
     axis.ticklabel_format(useOffset=False)
-
-
-def _plot(figure: go.Figure, height_px: int = 380) -> str:
-    figure.update_layout(template="plotly_white", height=height_px, margin={"l": 60, "r": 20, "t": 40, "b": 50})
-    return figure.to_html(full_html=False, include_plotlyjs=False)

@@ -15,11 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.evaluation.metrics import Outcome
-from jobs.evaluation.task import OUTCOMES
+from jobs.evaluation.metrics import NAMES, Outcome
 from pipeline import storage
 
 FOLDER = "cells"
+REFUSED = "refused: "
+"""Before the reason why an encoder would not take disturbed tiles: an answer, not a failure."""
 SCORE = pa.struct([("metric", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64())])
 NUMBERS = {"fraction": pa.float64(), "strength": pa.float64(), "seconds": pa.float64(), "seed": pa.int64()}
 NUMBERS |= {"score": pa.float64(), "low": pa.float64(), "high": pa.float64()}
@@ -115,6 +116,7 @@ def write(run_url: str, row: Row, answer: Answer | None) -> None:
     """Write a cell's arrays, then its row: `outcome/<name>` and `pictures/<name>` in one npz file."""
     if answer is not None:
         arrays: dict[str, Any] = {f"outcome/{f.name}": getattr(answer.outcome, f.name) for f in fields(answer.outcome)}
+        arrays["kind"] = type(answer.outcome).__name__
         arrays |= {f"pictures/{name}": values for name, values in answer.pictures.items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -143,11 +145,11 @@ def read_arrays(run_url: str, key: str) -> dict[str, np.ndarray]:
 
 def read_outcome(run_url: str, row: Row) -> Outcome:
     """Return the answers of a finished cell."""
-    prefix = "outcome/"
-    made: dict[str, Any] = {n.removeprefix(prefix): v for n, v in read_arrays(run_url, row.key).items() if n.startswith(prefix)}
-    if "classes" in made:
-        made["classes"] = tuple(made["classes"].tolist())
-    return OUTCOMES[row.kind](**made)
+    arrays, prefix = read_arrays(run_url, row.key), "outcome/"
+    made: dict[str, Any] = {name.removeprefix(prefix): found for name, found in arrays.items() if name.startswith(prefix)}
+    made |= {name: tuple(made[name].tolist()) for name in NAMES if name in made}
+    kinds = {kind.__name__: kind for kind in Outcome.__subclasses__()}
+    return kinds[str(arrays["kind"])](**made)
 
 
 def frame(rows: dict[str, Row]) -> pd.DataFrame:

@@ -1,14 +1,17 @@
 """What is compared: trained encoders, and the baselines that stand in every table.
 
 A contender says which roles it plays; a protocol, which one it takes. `pooled`: a vector for each tile; `maps`: an encoder's
-maps, its weights as they are; `tuned`: an encoder that is trained with its head; `pixels`: no encoder, but the pixels themselves.
+maps, its weights as they are; `frozen`: the same of images that are made for each step; `tuned`: an encoder that is trained with
+its head; `pixels`: no encoder, but the pixels themselves.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cluster.embedding import FeatureMaker, ImageStatistics, ModelFeatures, RandomFeatures
+from cluster.external import ExternalFeatures
 from cluster.run import Run
 from models.encoder import Encoder, EncoderConfig
 from models.sensor import SensorSpec
@@ -19,7 +22,7 @@ RANDOM = "random initialisation"
 STATISTICS = "image statistics"
 SCRATCH = "supervised from scratch"
 
-Role = Literal["pooled", "maps", "tuned", "pixels"]
+Role = Literal["pooled", "maps", "frozen", "tuned", "pixels"]
 
 
 @dataclass(frozen=True)
@@ -50,28 +53,35 @@ class Contender:
         return maker.load()  # type: ignore[attr-defined]
 
 
-def contenders(models: list[Run], seeds: int) -> list[Contender]:
-    """Return the models, each different encoder as it was before training, and the baselines without training."""
+def contenders(models: list[Run], seeds: int, external: Sequence[str] = ()) -> list[Contender]:
+    """Return the models, each different encoder as it was before training, the baselines without training, and those of others.
+
+    `external` are paths of descriptions (`cluster.external`).
+    """
     trained: list[Contender] = []
     untrained: dict[EncoderConfig, str] = {}
     for title, run in zip(titles(models), models):
         maker = ModelFeatures(run.path("model"))
         encoder = maker.load()
         digest = hashlib.sha256(storage.read_bytes(run.path("model", "model.safetensors"))).hexdigest()
-        trained.append(
-            Contender(
-                title, frozenset(("pooled", "maps", "tuned")), (maker,), digest, encoder.config.sensors, encoder.num_parameters
-            )
-        )
+        roles: frozenset[Role] = frozenset(("pooled", "maps", "frozen", "tuned"))
+        trained.append(Contender(title, roles, (maker,), digest, encoder.config.sensors, encoder.num_parameters))
         untrained.setdefault(encoder.config, random_title(title) if untrained else RANDOM)
     result = [*trained, Contender(STATISTICS, frozenset(("pooled", "pixels")), (ImageStatistics(),), "")]
     for number, (config, title) in enumerate(untrained.items()):
         digest = hashlib.sha256(repr(config).encode()).hexdigest()
         makers = tuple(RandomFeatures(config, seed) for seed in range(seeds))
-        result.append(Contender(title, frozenset(("pooled", "maps")), makers, digest, config.sensors))
+        result.append(Contender(title, frozenset(("pooled", "maps", "frozen")), makers, digest, config.sensors))
         if not number:
             result.append(Contender(SCRATCH, frozenset(("tuned",)), makers, digest, config.sensors))
-    return result
+    return result + [_external(path) for path in external]
+
+
+def _external(path: str) -> Contender:
+    maker = ExternalFeatures(path)
+    encoder = maker.load()
+    specs = tuple(encoder.config.sensors)
+    return Contender(encoder.config.title, frozenset(("pooled",)), (maker,), maker.digest(), specs, encoder.num_parameters)
 
 
 def random_title(title: str) -> str:

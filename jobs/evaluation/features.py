@@ -55,6 +55,17 @@ class FeatureStore:
     def has(self, key: FeatureKey, sensor: str, shard: str) -> bool:
         return storage.exists(self.url(key, sensor, shard))
 
+    def refuse(self, key: FeatureKey, reason: str) -> None:
+        """Note that an encoder refuses these tiles, as it should."""
+        storage.write_bytes(self._refusal_url(key), reason.encode())
+
+    def refusal(self, key: FeatureKey) -> str:
+        """Return why the encoder refuses these tiles; empty where it does not."""
+        return storage.read_bytes(self._refusal_url(key)).decode() if storage.exists(self._refusal_url(key)) else ""
+
+    def _refusal_url(self, key: FeatureKey) -> str:
+        return storage.join(self._url, f"{key.name}.refused")
+
     def make(self, key: FeatureKey, sensor: str, shard: str, rows: np.ndarray) -> None:
         """Make and publish the features of `rows` of one sensor in one shard."""
         torch.set_num_threads(1)

@@ -11,8 +11,11 @@ from pipeline.augment import SensorArrays
 class Perturbation(Protocol):
     """A disturbance of a strength; an instance's repr says all that decides it."""
 
-    name: str
-    strength: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def strength(self) -> float: ...
 
     def samples(self, samples: TaskSamples) -> TaskSamples:
         """Return the samples with other dates or splits, or as they are."""

@@ -15,7 +15,7 @@ import torch
 
 from cluster.run import versions
 from jobs.evaluation import cell as cells
-from jobs.evaluation.cell import Answer, Cell, Row
+from jobs.evaluation.cell import REFUSED, Answer, Cell, Row
 from jobs.evaluation.contenders import SCRATCH, Contender, normalisation_digest
 from jobs.evaluation.features import FeatureKey, FeatureStore
 from jobs.evaluation.fractions import train_labels
@@ -23,8 +23,10 @@ from jobs.evaluation.interval import intervals, units_of
 from jobs.evaluation.perturbation import Perturbation
 from jobs.evaluation.protocols import load_protocol, protocol_names
 from jobs.evaluation.question import Question, TrainingConfig, feature_key
+from jobs.evaluation.restored import KINDS as RESTORATION
 from jobs.evaluation.samples import TaskSamples
 from jobs.evaluation.task import DENSE, Task
+from models.errors import InputError as ModelInputError
 from pipeline.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -63,8 +65,8 @@ class Work:
 
 
 def protocols_of(kind: str, named: Sequence[str]) -> tuple[str, ...]:
-    """Return the protocols among `named` that take tasks of this kind; by default linear and knn, for maps decoder."""
-    usual = ("decoder",) if kind in DENSE else ("linear", "knn")
+    """Return the protocols among `named` that take tasks of this kind; by default linear, knn; decoder; restore."""
+    usual = ("decoder",) if kind in DENSE else ("restore",) if kind in RESTORATION else ("linear", "knn")
     return tuple(name for name in named or usual if kind in load_protocol(name).KINDS)
 
 
@@ -92,20 +94,26 @@ def check_samples(task: Task, samples: TaskSamples) -> None:
 def answered(work: Work, run_url: str) -> Row:
     """Answer a cell and write it down; what goes wrong is written down too, and is no reason to stop the others."""
     torch.set_num_threads(1)
-    started = time.monotonic()
+    started, store = time.monotonic(), FeatureStore(run_url)
     question = Question(
         work.task,
         work.samples,
         work.contender,
         work.train,
         work.cell.seed,
-        FeatureStore(run_url),
+        store,
         work.training,
         work.perturbation,
     )
+    refusals = [reason for key, _ in work.features() if key.perturbation is not None and (reason := store.refusal(key))]
     try:
+        if refusals:
+            raise ModelInputError(refusals[0])
         answer = load_protocol(work.cell.protocol).answer(question)
         row = _row(work, answer, time.monotonic() - started)
+    except ModelInputError as error:
+        said = REFUSED if work.perturbation is not None else ""
+        answer, row = None, failed(work, f"{said}{error}", time.monotonic() - started)
     except Exception as error:  # whatever a cell fails of is what its row says
         answer, row = None, failed(work, " ".join(f"{type(error).__name__}: {error}".split()), time.monotonic() - started)
     cells.write(run_url, row, answer)
