@@ -4,7 +4,7 @@ An answer is images (N, C, Y, X) in the target sensor's unit. What a sample need
 `TaskSamples.labels` (N, 4), in the columns TARGET to SYMMETRY; -1: none.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
