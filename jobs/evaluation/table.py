@@ -61,11 +61,16 @@ Gain = Callable[[dict[str, Any], dict[str, Any]], tuple[float, float, float]]
 def gains_of(run_url: str, rows: Mapping[str, Row]) -> Gain:
     """Return what compares two lines sample by sample, from what their cells left."""
 
-    def outcomes(line: dict[str, Any]) -> list[Outcome]:
+    def outcomes(line: dict[str, Any]) -> dict[int, Outcome]:
         found = [row for row in rows.values() if not row.error and all(line[k] == getattr(row, n) for n, k in NAMES.items())]
-        return [read_outcome(run_url, row) for row in sorted(found, key=lambda row: row.seed)]
+        return {row.seed: read_outcome(run_url, row) for row in found}
 
-    return lambda own, other: gain(outcomes(own), outcomes(other), own["metric"])
+    def gains(own: dict[str, Any], other: dict[str, Any]) -> tuple[float, float, float]:
+        mine, theirs = outcomes(own), outcomes(other)
+        seeds = sorted(mine.keys() & theirs.keys())
+        return gain([mine[seed] for seed in seeds], [theirs[seed] for seed in seeds], own["metric"])
+
+    return gains
 
 
 def notes_of(table: list[dict[str, Any]], gains: Gain) -> list[str]:
