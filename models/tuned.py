@@ -16,21 +16,25 @@ from models.encoder import Encoder
 
 
 class PooledHead(nn.Module):
-    """One linear layer over what probes see: one date, or first, last and their absolute difference; begins with zeros."""
+    """One linear layer over what probes see (`compared_dates`); begins with zeros."""
 
     def __init__(self, width: int, num_dates: Mapping[str, int], num_outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width * sum(1 if dates == 1 else 3 for dates in num_dates.values()), num_outputs)
+        parts = sum(len(compared_dates(torch.empty(1, dates, 0))) for dates in num_dates.values())
+        self.linear = nn.Linear(width * parts, num_outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
         """Return (B, K) float32 from sensor -> (B, T, D)."""
-        parts: list[Tensor] = []
-        for values_BTD in pooled.values():
-            first, last = values_BTD[:, 0], values_BTD[:, -1]
-            parts += [first] if values_BTD.shape[1] == 1 else [first, last, (last - first).abs()]
+        parts = [part for values_BTD in pooled.values() for part in compared_dates(values_BTD)]
         return F.linear(torch.cat(parts, -1), self.linear.weight.float(), self.linear.bias.float())
+
+
+def compared_dates(values_BTD: Any) -> list[Any]:
+    """Return what probes see of (B, T, D), a tensor or array: of two dates both and their absolute difference, else each date."""
+    dates = [values_BTD[:, number] for number in range(values_BTD.shape[1])]
+    return [*dates, abs(dates[1] - dates[0])] if len(dates) == 2 else dates
 
 
 class Tuned(nn.Module):

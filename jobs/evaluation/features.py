@@ -18,6 +18,7 @@ from cluster.embedding import FeatureMaker
 from jobs.evaluation.perturbation import Perturbation
 from jobs.evaluation.samples import TaskSamples
 from models.encoder import Encoder
+from models.tuned import compared_dates
 from pipeline import storage
 from pipeline.archive import Archive
 from pipeline.augment import SensorArrays
@@ -112,12 +113,8 @@ class FeatureStore:
 
 
 def combine(features: dict[str, np.ndarray]) -> np.ndarray:
-    """Return (N, D') from (N, T, D) per sensor: one date as it is; more as first, last and absolute difference."""
-    parts = []
-    for values in features.values():
-        first, last = values[:, 0], values[:, -1]
-        parts += [first] if values.shape[1] == 1 else [first, last, np.abs(last - first)]
-    return np.concatenate(parts, axis=1)
+    """Return (N, D') from (N, T, D) per sensor: what probes see of the dates of each."""
+    return np.concatenate([part for values in features.values() for part in compared_dates(values)], axis=1)
 
 
 def _tiles(archive: Archive, sensor_name: str, shard: str, rows: np.ndarray) -> tuple[SensorArrays, np.ndarray]:

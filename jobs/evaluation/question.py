@@ -62,7 +62,7 @@ class Question:
         return feature_key(self.contender, self.seed, self.task.archive, has_maps, self.perturbation if is_test else None)
 
     def vectors(self, chosen: np.ndarray, is_test: bool = False) -> np.ndarray:
-        """Return (N, D): what tiles are pooled to; of several dates the first, the last and their absolute difference."""
+        """Return (N, D): what tiles are pooled to; of two dates both and their absolute difference, of more each."""
         return combine(self.features.pooled(self.key(False, is_test), self.samples, chosen))
 
     def maps(self, chosen: np.ndarray, is_test: bool = False) -> dict[str, list[np.ndarray]]:
