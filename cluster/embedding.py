@@ -44,8 +44,11 @@ class RandomFeatures:
     config: EncoderConfig
     seed: int
 
+    def load(self) -> Encoder:
+        return Encoder(self.config, torch.Generator().manual_seed(self.seed)).eval()
+
     def features(self, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray:
-        return embed(Encoder(self.config, torch.Generator().manual_seed(self.seed)).eval(), arrays, lonlat_deg)
+        return embed(self.load(), arrays, lonlat_deg)
 
 
 @dataclass

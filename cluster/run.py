@@ -14,7 +14,7 @@ PLACEMENT = {
     *("keep_last", "keep_every", "keep_best", "sinks", "profile"),
 }
 """Settings that say where a run is executed, what stays of it and who is told of it, not what it is."""
-PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy")
+PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy", "scikit-learn")
 
 
 class Run:
@@ -44,7 +44,7 @@ class Run:
         try:
             if storage.names(self.url) and not storage.exists(self.path("config.json")):
                 raise InputError(f"'{self.url}' is not empty and not a run; give a new folder")
-            storage.write_json(self.path("config.json"), content | {"versions": _versions()})
+            storage.write_json(self.path("config.json"), content | {"versions": versions()})
         except OSError as error:
             raise InputError(f"'{self.url}' cannot be written to ({error.strerror or error}); give a folder that can") from None
         return None
@@ -82,7 +82,8 @@ def require_run(url: str, job: str | tuple[str, ...], artefact: str) -> Run:
     return run
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what results may depend on."""
     found = {}
     for name in PACKAGES:
         try:

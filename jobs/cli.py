@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 
 import tyro
 from pydantic import ValidationError
-from tyro.conf import AvoidSubcommands, FlagConversionOff, OmitArgPrefixes, Positional
+from tyro.conf import AvoidSubcommands, FlagConversionOff, OmitArgPrefixes, Positional, UseAppendAction
 
 from models.errors import InputError as ModelInputError
 from pipeline.errors import InputError, RunFailed
@@ -32,7 +32,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   export     RUN MODEL                         write the encoder of a checkpoint, also while the run goes on
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
   estimate   RECIPE --gpus N --gpu h200        memory, hours, data rates and price of a pretrain run before it starts
-  evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
+  evaluate   TASK MODEL_RUN RUN                compare models on labels, beside baselines
   report     RUN...                            one HTML page about runs
   sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
   submit     [--address URL] JOB ...           run a job on a Ray cluster through its job server
@@ -280,17 +280,17 @@ def _evaluate(arguments: list[str]) -> dict[str, Any]:
     @dataclass(frozen=True)
     class Options:
         task: Positional[str]
-        """A label of the archive, such as landcover."""
+        """A label of the archives, such as landcover; several divided by commas; or all."""
         model_run: Positional[str]
         """Run folder of a finished pretrain or distill."""
         run: Positional[str]
-        data: str | None = None
-        """Archive with the labels; default: the one the model was trained on."""
+        data: UseAppendAction[tuple[str, ...]] = ()
+        """Archive with the labels, once for each; default: the one the model was trained on."""
         also: tuple[str, ...] = ()
         """Run folders of further models for the same table."""
         config: OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
 
-    options = _parse(Options, arguments, "evaluate", "Probe frozen encoders on an archive's labels, beside baselines.")
+    options = _parse(Options, arguments, "evaluate", "Compare models on labels of archives, beside baselines.")
     connect()
     return evaluate(options.task, options.model_run, options.also, options.data, options.run, options.config)
 
@@ -444,16 +444,25 @@ def _show(summary: dict[str, Any], output: TextIO) -> None:
             said = (f"{need:.1f}" if need <= summary["gpu_memory_gib"] else f"[red]{need:.1f} no[/red]" for need in needs.values())
             table.add_row(size, *said)
         console.print(table)
-    if "table" in summary:
-        table = Table(title=f"{summary['task']} ({summary['metric']})")
-        for column in ("sensors", "model", "method", "mean ± spread", "seeds", "train", "test", "parameters"):
-            table.add_column(column, no_wrap=column == "mean ± spread")
-        for row in summary["table"]:
+    for title, lines in _by_task(summary.get("table", [])).items():
+        table = Table(title=title)
+        for column in ("sensors", "model", "method", "labels", "mean ± spread", "95 %", "seeds", "train", "test", "parameters"):
+            table.add_column(column, no_wrap=column in ("mean ± spread", "95 %"))
+        for row in lines:
             size = f"{row['parameters'] / 1e6:.2f} M" if row["parameters"] else ""
-            score = f"{row['mean']:.3f} ± {row['spread']:.3f}"
+            score, around = f"{row['mean']:.3f} ± {row['spread']:.3f}", f"{row['low']:.3f} … {row['high']:.3f}"
             counts = (str(row["seeds"]), str(row["num_train"]), str(row["num_test"]))
-            table.add_row(row["sensors"], row["model"], row["method"], score, *counts, size)
+            how = f"{row['method']}, {row['perturbation']} {row['strength']:g}" if row["perturbation"] else row["method"]
+            table.add_row(row["sensors"], row["model"], how, f"{row['fraction']:.0%}", score, around, *counts, size)
         console.print(table)
+
+
+def _by_task(table: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the lines of an evaluation's table by what they measure."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table:
+        found.setdefault(f"{row['task']} ({row['metric']})", []).append(row)
+    return found
 
 
 if __name__ == "__main__":

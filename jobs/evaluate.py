@@ -1,267 +1,256 @@
-"""terraloom evaluate TASK MODEL_RUN RUN: frozen probes of encoders on an archive's labels, beside the baselines.
+"""terraloom evaluate TASK MODEL_RUN RUN: models compared on labels of archives, beside the baselines, cell by cell.
 
-A task is a label of the archive. Labels about one tile are probed sensor by sensor; labels about a site's dates
-together (changed, flooded) use all its sensors: first and last date and their difference.
+A task is a label of an archive; TASK may name several, or all. Labels about one tile are asked of each sensor; labels about a
+site's dates together (changed, flooded) of all its sensors. A run that was stopped goes on with the cells that are missing.
 """
 
-import json
+import hashlib
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import ray
+from ray.exceptions import RayError
+from tyro.conf import OmitArgPrefixes
 
-from cluster.embedding import FeatureMaker, ImageStatistics, ModelFeatures, RandomFeatures, features_of_shard
 from cluster.run import Run, require_run
-from cluster.scratch import ScratchConfig, train_from_scratch
 from jobs.archives import TASK_CPUS
-from jobs.probes import METRICS, Samples, knn_probe, linear_probe, score
+from jobs.evaluation import cell as cells
+from jobs.evaluation.cell import REFUSED, Cell
+from jobs.evaluation.cloud_removal import CloudRemoval
+from jobs.evaluation.contenders import Contender, contenders
+from jobs.evaluation.disturbances import suite
+from jobs.evaluation.features import FeatureStore
+from jobs.evaluation.fractions import check_fractions, write_list
+from jobs.evaluation.overlap import overlaps
+from jobs.evaluation.pan_sharpening import PanSharpening
+from jobs.evaluation.perturbation import Perturbation
+from jobs.evaluation.plan import Work, answered, check_samples, failed, pairs_of, protocols_of
+from jobs.evaluation.protocols import load_protocol
+from jobs.evaluation.question import TrainingConfig
+from jobs.evaluation.samples import TaskSamples
+from jobs.evaluation.table import gains_of, notes_of, table_of
+from jobs.evaluation.task import Task, check_ignored, label_task
+from jobs.evaluation.tiles import TileReader
 from jobs.progress import gather
-from models.encoder import Encoder, EncoderConfig
+from models.errors import InputError as ModelInputError
 from pipeline import storage
-from pipeline.archive import Archive, Label, open_archive
-from pipeline.errors import InputError
+from pipeline.archive import Archive, open_archive
+from pipeline.errors import InputError, RunFailed
 
-RANDOM = "random initialisation"
+ALL = "all"
+RESTORATION: dict[str, Callable[[Archive], Task]] = {"cloud_removal": CloudRemoval, "pan_sharpening": PanSharpening}
+"""Tasks that need no label."""
+LOOKED_AT = 4
+"""Training samples whose units and values each model is asked about before anything is computed."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How encoders are compared. Every number is a mean over `seeds` (spread = standard deviation)."""
+    """How models are compared. Every number has a 95 % bootstrap interval over the test samples."""
 
     seeds: int = 3
-    """Probe seeds: each sees another 80 % of the training labels; random initialisation is drawn anew for each."""
+    """Each draws its own share of the labels, heads, order of training, and random initialisation."""
     sensors: tuple[str, ...] = ()
-    """Sensors to probe; empty: all that the model and the labels share."""
-    scratch_steps: int = 150
-    """Optimiser steps of the supervised baseline; 0 leaves it out."""
-    scratch_batch_size: int = 32
+    """Sensors to evaluate; empty: all that a model and the labels share."""
+    protocols: tuple[str, ...] = ()
+    """Of knn, linear, sgd, finetune, decoder, restore, restore_tuned; empty: linear and knn, for maps decoder, for images restore.
+
+    Baselines always.
+    """
+    label_fractions: tuple[float, ...] = (1.0,)
+    """Shares of the training labels, such as 0.01 0.1 1; smaller ones are parts of the larger."""
+    ignore: tuple[str, ...] = ()
+    """Classes that count for nothing, such as clutter."""
+    robustness: bool = False
+    """Also ask about disturbed test tiles (docs/robustness.md): one seed, all labels, the first protocol of each task."""
+    allow_overlap: tuple[str, ...] = ()
+    """Tasks whose test places may have been seen in pretraining."""
+    external: tuple[str, ...] = ()
+    """Descriptions (JSON) of encoders of others for the same table; cluster/external.py says what they hold."""
+    training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or self.scratch_steps < 0 or self.scratch_batch_size < 1:
-            raise InputError("seeds and scratch_batch_size must be at least 1, scratch_steps at least 0")
-
-
-@dataclass(frozen=True)
-class View:
-    """What one probe looks at. `tiles`: for each sensor (samples, dates) indices into the catalog's rows."""
-
-    name: str
-    tiles: dict[str, np.ndarray]
-    labels: np.ndarray
-    split: np.ndarray
+        if self.seeds < 1:
+            raise InputError(f"seeds is {self.seeds}, expected at least 1")
+        check_fractions(self.label_fractions)
+        for name in self.protocols:
+            load_protocol(name)
 
 
 def evaluate(
-    task: str, model_url: str, also: tuple[str, ...], data: str | None, run_url: str, config: EvaluateConfig
+    task: str, model_url: str, also: tuple[str, ...], data: tuple[str, ...], run_url: str, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Probe the model of `model_url`, those of `also`, and the baselines on label `task` of an archive."""
+    """Compare the model of `model_url`, those of `also`, and the baselines on labels `task` of the archives."""
     run = Run(run_url, "evaluate")
     models = [require_run(url, ("pretrain", "distill"), "model/config.json") for url in (model_url, *also)]
-    archive = open_archive(data or storage.read_json(models[0].path("config.json"))["inputs"]["archive"])
-    if task not in archive.labels:
-        known = ", ".join(sorted(archive.labels)) or "none"
-        raise InputError(f"task '{task}' is no label of archive '{archive.url}' (labels: {known}); coregister it with --labels")
-    encoders = {title: ModelFeatures(m.path("model")) for title, m in zip(_titles(models), models)}
-    first = next(iter(encoders.values())).load()
-    catalog = archive.catalog()
-    label = archive.labels[task]
-    if label.kind not in METRICS:
-        raise InputError(
-            f"label '{task}' is of kind '{label.kind}', which is not probed yet; evaluate one of kind {', '.join(METRICS)}"
-        )
-    views = _views(catalog, task, label, first, config)
-    inputs = {"task": task, "models": [m.url for m in models], "archive": archive.url}
-    if finished := run.begin(config, inputs):
+    urls = data or (storage.read_json(models[0].path("config.json"))["inputs"]["archive"],)
+    archives = [open_archive(url) for url in urls]
+    tasks = tasks_of(task, archives, config.ignore)
+    digests = {archive.url: archive.digest() for archive in archives}
+    compared = contenders(models, config.seeds, config.external)
+    asked, left_out = _asked(tasks, compared, config, must=task != ALL)
+    seen = overlaps(asked, models, config.allow_overlap)
+    inputs = {"task": task, "models": [m.url for m in models], "archives": list(digests), "digests": list(digests.values())}
+    finished = run.begin(config, inputs)
+    if finished and not finished["failed"]:
         return finished
-    makers: dict[str, list[FeatureMaker]] = {title: [maker] for title, maker in encoders.items()}
-    makers |= _untrained({title: maker.load().config for title, maker in encoders.items()}, config.seeds)
-    makers["image statistics"] = [ImageStatistics()]
-    table = _probe_all(archive, catalog, views, makers, label, config)
-    if config.scratch_steps:
-        table += _scratch_all(archive, catalog, views, first, label, config)
-    sizes = {title: maker.load().num_parameters for title, maker in encoders.items()}
-    for row in table:
-        row["parameters"] = sizes.get(row["model"])
-    metric = METRICS[label.kind]
-    table.sort(key=lambda row: (row["sensors"], row["method"], -row["mean"]))
-    return run.finish({**inputs, "metric": metric, "table": table, "notes": _notes(table, metric)})
+    works: list[Work] = []
+    for one, samples in asked:
+        disturbances = suite(samples, one.archive, one.kind) if config.robustness else []
+        works += works_of(one, samples, compared, config, digests, run.url, [None, *disturbances])
+    failures = answer_all(works, run)
+    rows = cells.read(run.url)
+    if len(failures) == len(works):
+        raise RunFailed(f"none of the {len(works)} cells could be answered; the first: {next(iter(failures.values()))}")
+    asked_for = {work.cell.key: rows[work.cell.key] for work in works}
+    table = table_of(cells.frame(asked_for))
+    refused = [f"{work.cell}: {row.error}" for work in works if (row := rows[work.cell.key]).error.startswith(REFUSED)]
+    failed_cells = [f"failed: {name}: {why}" for name, why in failures.items()]
+    notes = [*notes_of(table, gains_of(run.url, asked_for)), *left_out, *seen, *refused, *failed_cells]
+    metric = ", ".join(dict.fromkeys(one.metric for one, _ in asked))
+    return run.finish({**inputs, "metric": metric, "cells": len(works), "failed": len(failures), "table": table, "notes": notes})
 
 
-def random_title(title: str) -> str:
-    """Return what the encoder of a further model is called as it was before training; that of the first is RANDOM."""
-    return f"{RANDOM} ({title})"
+def tasks_of(named: str, archives: Sequence[Archive], ignored: tuple[str, ...]) -> list[Task]:
+    """Return the tasks that `named` asks for: 'all', or names of labels and of RESTORATION divided by commas."""
+    known = sorted({name for archive in archives for name in archive.labels}) + sorted(RESTORATION)
+    names = known if named == ALL else named.split(",")
+    where = ", ".join(f"'{archive.url}'" for archive in archives)
+    for name in names:
+        if name not in known:
+            labels = ", ".join(known)
+            raise InputError(f"task '{name}' is no label of archive {where} (labels: {labels}); coregister it with --labels")
+    found = [label_task(archive, name, ignored) for name in names for archive in archives if name in archive.labels]
+    check_ignored(ignored, found)
+    return [*found, *(made for name in names if name in RESTORATION for made in _restoration(name, archives))]
 
 
-def _untrained(encoders: dict[str, EncoderConfig], seeds: int) -> dict[str, list[FeatureMaker]]:
-    """Return each different encoder as it was before training."""
-    found: dict[EncoderConfig, str] = {}
-    for title, config in encoders.items():
-        found.setdefault(config, random_title(title) if found else RANDOM)
-    return {title: [RandomFeatures(config, seed) for seed in range(seeds)] for config, title in found.items()}
+def _restoration(name: str, archives: Sequence[Archive]) -> list[Task]:
+    """Return a task of each archive that has samples for it; of all, if none has."""
+    made = [RESTORATION[name](archive) for archive in archives]
+    return [task for task in made if task.samples(frozenset(task.archive.sensors))] or made
 
 
-def _titles(models: list[Run]) -> list[str]:
-    """Return a name for each model: pretrained or student; a further one of a kind with its recipe, and numbered if need be."""
-    titles: list[str] = []
-    for model in models:
-        config = storage.read_json(model.path("config.json"))
-        kind = {"pretrain": "pretrained", "distill": "student"}.get(config["job"], config["job"])
-        title = kind if kind not in titles else f"{kind} {config['inputs']['recipe']}"
-        count = sum(known.split(" #")[0] == title for known in titles)
-        titles.append(f"{title} #{count + 1}" if count else title)
-    return titles
+def _asked(
+    tasks: Sequence[Task], compared: Sequence[Contender], config: EvaluateConfig, must: bool
+) -> tuple[list[tuple[Task, TaskSamples]], list[str]]:
+    """Return the samples of each task, and why others are left out; that is an error where a task `must` be asked."""
+    known = {frozenset(spec.name for spec in contender.specs) for contender in compared if contender.parameters is not None}
+    if unknown := sorted(set(config.sensors) - frozenset().union(*known)):
+        raise InputError(f"no model knows sensor '{unknown[0]}' (models: {', '.join(sorted(frozenset().union(*known)))})")
+    asked, left_out = [], []
+    for task in tasks:
+        wanted = [
+            sensors & set(config.sensors or sensors) for sensors in sorted(known, key=lambda found: (-len(found), sorted(found)))
+        ]
+        found = {samples.name: samples for sensors in wanted for samples in task.samples(frozenset(sensors))}
+        try:
+            if not found:
+                raise InputError(
+                    f"no tile of {sorted(frozenset().union(*wanted))} has label '{task.name}' that a model knows "
+                    f"(models: {sorted(frozenset().union(*known))})"
+                )
+            for samples in found.values():
+                check_samples(task, samples)
+                _check_units(task, samples, compared)
+        except InputError as error:
+            if must:
+                raise
+            left_out.append(f"{task.name} is left out: {error}")
+        else:
+            asked += [(task, samples) for samples in found.values()]
+    if not asked:
+        raise InputError(f"no task is left: {'; '.join(left_out)}")
+    return asked, left_out
 
 
-def _views(catalog: pd.DataFrame, task: str, label: Label, encoder: Encoder, config: EvaluateConfig) -> list[View]:
-    values = catalog["labels"].map(lambda text: json.loads(text).get(task, np.nan)).to_numpy(float)
-    known = {spec.name for spec in encoder.config.sensors}
-    wanted = set(config.sensors) or known
-    usable = catalog["sensor"].isin(known & wanted).to_numpy() & ~np.isnan(values)
-    if not usable.any():
-        raise InputError(f"no tile of {sorted(wanted)} has label '{task}' that the model knows (model: {sorted(known)})")
-    labelled = catalog[usable].assign(label=values[usable])
-    views = _tile_views(labelled) if label.scope == "tile" else [_site_view(labelled)]
-    for view in views:
-        counts = {split: int((view.split == split).sum()) for split in ("train", "val", "test")}
-        if min(counts.values()) < 2:
-            raise InputError(f"label '{task}' of {view.name} has {counts} samples by split; each split needs at least 2")
-    return views
+def _check_units(task: Task, samples: TaskSamples, compared: Sequence[Contender]) -> None:
+    """Let each trained encoder check bands, unit, pixel size and values of a few tiles before anything is computed."""
+    batch = TileReader(task.archive, samples).batch(samples.part("train")[:LOOKED_AT])
+    for contender in compared:
+        if contender.parameters is not None and contender.takes(samples.sensors):
+            contender.encoder(0).encode(batch)
 
 
-def _tile_views(labelled: pd.DataFrame) -> list[View]:
-    return [
-        View(
-            str(name),
-            {str(name): group.index.to_numpy()[:, None]},
-            group["label"].to_numpy(),
-            group["split"].to_numpy(str),
-        )
-        for name, group in labelled.groupby("sensor")
-    ]
-
-
-def _site_view(labelled: pd.DataFrame) -> View:
-    counts = labelled.groupby(["site", "sensor"]).size().unstack(fill_value=0)
-    # Sites that have what most have: the label is about all of it together.
-    usual = counts.value_counts().index[0]
-    names = [name for name, count in zip(counts.columns, usual) if count]
-    sites = counts.index[(counts == usual).all(axis=1)]
-    ordered = labelled[labelled["site"].isin(sites)].sort_values(["site", "sensor", "order"])
-    tiles = {
-        str(name): np.stack([group.index.to_numpy() for _, group in ordered[ordered["sensor"] == name].groupby("site")])
-        for name in names
-    }
-    firsts = ordered.groupby("site").first()
-    return View(" + ".join(map(str, names)), tiles, firsts["label"].to_numpy(), firsts["split"].to_numpy(str))
-
-
-def combine(features: dict[str, np.ndarray]) -> np.ndarray:
-    """Return (N, D') from (N, T, D) per sensor: one date as it is; more as first, last and absolute difference."""
-    parts = []
-    for values in features.values():
-        first, last = values[:, 0], values[:, -1]
-        parts += [first] if values.shape[1] == 1 else [first, last, np.abs(last - first)]
-    return np.concatenate(parts, axis=1)
-
-
-def _probe_all(
-    archive: Archive,
-    catalog: pd.DataFrame,
-    views: list[View],
-    makers: dict[str, list[FeatureMaker]],
-    label: Label,
+def works_of(
+    task: Task,
+    samples: TaskSamples,
+    compared: Sequence[Contender],
     config: EvaluateConfig,
-) -> list[dict[str, Any]]:
-    needed = np.unique(np.concatenate([tiles.ravel() for view in views for tiles in view.tiles.values()]))
-    rows = catalog.loc[needed]
-    shared, remote = ray.put(archive), ray.remote(num_cpus=TASK_CPUS)(features_of_shard)
-    tasks = {}
-    for title, variants in makers.items():
-        for number, maker in enumerate(variants):
-            for (shard, sensor), group in rows.groupby(["shard", "sensor"]):
-                key = (title, number, group.index.to_numpy())
-                tasks[remote.remote(shared, maker, shard, sensor, group["row"].to_numpy())] = key
-    features: dict[tuple[str, int], dict[int, np.ndarray]] = defaultdict(dict)
-    for (title, number, indices), values in gather(tasks, "features"):
-        features[title, number].update(zip(indices.tolist(), values))
-    jobs, remote_probe = {}, ray.remote(num_cpus=TASK_CPUS)(_probe)
-    for view in views:
-        for title, variants in makers.items():
-            stacks = [_samples(view, features[title, number]) for number in range(len(variants))]
-            drawn = [ray.put(stack) for stack in stacks]
-            for method in ("linear", "knn"):
-                for seed in range(config.seeds):
-                    ref = remote_probe.remote(drawn[seed % len(drawn)], label.kind, method, seed)
-                    jobs[ref] = (view, title, method)
-    scores: dict[Any, list[float]] = defaultdict(list)
-    kept = {}
-    for (view, title, method), value in gather(jobs, "probes"):
-        scores[view.name, title, method].append(value)
-        kept[view.name] = view
-    return [_row(kept[name], title, method, values) for (name, title, method), values in scores.items()]
+    digests: dict[str, str],
+    run_url: str,
+    perturbations: Sequence[Perturbation | None] = (None,),
+) -> list[Work]:
+    """Return the cells of one task's samples, and write down which labels each share of them is."""
+    name = f"{task.name}-{hashlib.sha256(f'{task.archive.url} {samples.name}'.encode()).hexdigest()[:8]}"
+    lists = [write_list(run_url, name, samples, config.label_fractions, seed) for seed in range(config.seeds)]
+    works = []
+    for protocol, contender in pairs_of(task.kind, config.protocols, [c for c in compared if c.takes(samples.sensors)]):
+        for fraction in config.label_fractions:
+            for seed in range(config.seeds):
+                is_curve = (protocol, fraction, seed) == (
+                    protocols_of(task.kind, config.protocols)[0],
+                    max(config.label_fractions),
+                    0,
+                )
+                for disturbed in perturbations if is_curve else (None,):
+                    how = (disturbed.name, disturbed.strength) if disturbed else ("", 0.0)
+                    about = (task.name, task.archive.url, samples.name, contender.title, protocol, fraction, seed)
+                    seen = disturbed.samples(samples) if disturbed else samples
+                    digest = digests[task.archive.url]
+                    works.append(Work(Cell(*about, *how), task, seen, contender, lists[seed], digest, config.training, disturbed))
+    return works
 
 
-def _samples(view: View, features: dict[int, np.ndarray]) -> Samples:
-    stacked = {name: np.stack([[features[int(i)] for i in dates] for dates in tiles]) for name, tiles in view.tiles.items()}
-    return Samples(combine(stacked), view.labels, view.split)
+def answer_all(works: Sequence[Work], run: Run) -> dict[str, str]:
+    """Answer the cells that have no row yet, or one that says an error; return what failed and why."""
+    done = {key for key, row in cells.read(run.url).items() if not row.error or row.error.startswith(REFUSED)}
+    missing = [work for work in works if work.cell.key not in done]
+    make_features(missing, run.url)
+    # Samples and archives are large: one copy for all cells.
+    shared: Any = ray.put(missing)
+    remote = ray.remote(num_cpus=TASK_CPUS, max_retries=1)(_answer)
+    tasks = {remote.remote(shared, number, run.url): work for number, work in enumerate(missing)}
+    failures = {}
+    for work, row in gather(tasks, "cells", keep_errors=True):
+        if isinstance(row, RayError):
+            row = failed(work, f"its process ended ({str(row).splitlines()[0]})", 0.0)
+            cells.write(run.url, row, None)
+        if row.error and not row.error.startswith(REFUSED):
+            failures[str(work.cell)] = row.error
+            run.event("cell_failed", cell=str(work.cell), reason=row.error)
+    return failures
 
 
-def _probe(samples: Samples, kind: str, method: str, seed: int) -> float:
-    return (linear_probe if method == "linear" else knn_probe)(samples, kind, seed)
+def _answer(works: Sequence[Work], number: int, run_url: str) -> cells.Row:
+    return answered(works[number], run_url)
 
 
-def _row(view: View, title: str, method: str, values: list[float]) -> dict[str, Any]:
-    return {
-        "sensors": view.name,
-        "model": title,
-        "method": method,
-        "mean": float(np.mean(values)),
-        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        "seeds": len(values),
-        "num_train": int((view.split == "train").sum()),
-        "num_test": int((view.split == "test").sum()),
+def make_features(works: Sequence[Work], run_url: str) -> None:
+    """Make what features the cells need and the run folder does not hold, each once."""
+    store, keys = FeatureStore(run_url), {}
+    wanted: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    for work in works:
+        for key, chosen in work.features():
+            if (id(work.samples), key.name) in keys:
+                continue
+            keys[id(work.samples), key.name] = key
+            for sensor in work.samples.sensors:
+                rows, shards = work.samples.tiles.rows[sensor][chosen], work.samples.tiles.shard[chosen]
+                for shard in np.unique(shards):
+                    wanted[key.name, sensor, str(shard)].append(rows[shards == shard].ravel())
+    by_name = {key.name: key for key in keys.values()}
+    remote = ray.remote(num_cpus=TASK_CPUS)(FeatureStore.make)
+    tasks = {
+        remote.remote(store, by_name[name], sensor, shard, np.unique(np.concatenate(rows))): (name, sensor, shard)
+        for (name, sensor, shard), rows in wanted.items()
+        if not store.has(by_name[name], sensor, shard)
     }
-
-
-def _scratch_all(
-    archive: Archive, catalog: pd.DataFrame, views: list[View], encoder: Encoder, label: Label, config: EvaluateConfig
-) -> list[dict[str, Any]]:
-    settings = ScratchConfig(config.scratch_steps, config.scratch_batch_size, label.kind, max(2, len(label.classes)))
-    remote = ray.remote(num_cpus=TASK_CPUS)(train_from_scratch)
-    shared = ray.put(archive)
-    tasks = {}
-    for view in views:
-        places = {n: catalog.loc[t.ravel(), ["shard", "row"]].to_numpy().reshape(*t.shape, 2) for n, t in view.tiles.items()}
-        for seed in range(config.seeds):
-            ref = remote.remote(shared, encoder.config, places, view.labels, view.split, settings, seed)
-            tasks[ref] = view.name
-    scores: dict[str, list[float]] = defaultdict(list)
-    by_name = {view.name: view for view in views}
-    for name, predicted in gather(tasks, "supervised from scratch"):
-        view = by_name[name]
-        scores[name].append(score(label.kind, view.labels[view.split == "test"], predicted))
-    return [_row(by_name[name], "supervised from scratch", "fine-tuned", values) for name, values in scores.items()]
-
-
-def _notes(table: list[dict[str, Any]], metric: str) -> list[str]:
-    """Say in words what the table shows of the first model against the baselines, per sensor, good or bad."""
-    notes = []
-    for sensors in sorted({row["sensors"] for row in table}):
-        best = {
-            row["model"]: row
-            for row in sorted(table, key=lambda r: r["mean"])
-            if row["sensors"] == sensors and row["method"] == "linear"
-        }
-        if "pretrained" not in best:
-            continue
-        own = best["pretrained"]["mean"]
-        for other in (RANDOM, "image statistics"):
-            gain = own - best[other]["mean"]
-            word = "beats" if gain > 0 else "does not beat"
-            notes.append(f"{sensors}: pretrained {word} {other} by {gain:+.3f} {metric} (linear probe)")
-        if "student" in best and own > 0:
-            notes.append(f"{sensors}: student keeps {best['student']['mean'] / own:.1%} of the teacher's {metric}")
-    return notes
+    for (name, _, _), error in gather(tasks, "features", keep_errors=True):
+        if isinstance(error, ModelInputError) and by_name[name].perturbation is not None:
+            store.refuse(by_name[name], str(getattr(error, "cause", error)))
+        elif error is not None:
+            raise error

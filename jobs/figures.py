@@ -8,10 +8,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 TRUE_COLOUR = (("B04", "B03", "B02"), ("red", "green", "blue"))
 HIDDEN_GREY = 0.82
+COLOURS = ("#1b6ca8", "#d1603d", "#4c956c", "#8e5ea2", "#c49a1a", "#5b6770")
 
 
 def png(figure: Figure) -> str:
@@ -20,6 +22,12 @@ def png(figure: Figure) -> str:
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     plt.close(figure)
     return f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def plot(figure: go.Figure, height_px: int = 380) -> str:
+    """Return a figure as HTML, for a page that holds plotly's script."""
+    figure.update_layout(template="plotly_white", height=height_px, margin={"l": 60, "r": 20, "t": 40, "b": 50})
+    return figure.to_html(full_html=False, include_plotlyjs=False)
 
 
 def to_rgb(pixels: np.ndarray, bands: tuple[str, ...], like: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import track
 
@@ -27,14 +28,23 @@ def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
             print(f"{label}: {count}/{total}", file=sys.stderr, flush=True)
 
 
-def gather(references: dict[Any, T], label: str) -> Iterator[tuple[T, Any]]:
-    """Yield (key, result) of Ray tasks as they finish, given {reference: key}."""
+def gather(references: dict[Any, T], label: str, keep_errors: bool = False) -> Iterator[tuple[T, Any]]:
+    """Yield (key, result) of Ray tasks as they finish, given {reference: key}.
+
+    What a task raises is raised here, or with `keep_errors` yielded in place of its result.
+    """
     pending = list(references)
 
     def finished() -> Iterator[tuple[T, Any]]:
         nonlocal pending
         while pending:
             done, pending = ray.wait(pending, num_returns=1)
-            yield references[done[0]], ray.get(done[0])
+            try:
+                result = ray.get(done[0])
+            except RayError as error:
+                if not keep_errors:
+                    raise
+                result = error
+            yield references[done[0]], result
 
     yield from progress(finished(), len(references), label)

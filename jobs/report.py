@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from cluster.run import Run, require_run
-from jobs.figures import png, reconstruction_rows, registration_rows
+from jobs.figures import COLOURS, plot, png, reconstruction_rows, registration_rows
+from jobs.leaderboard import leaderboard
 from jobs.registration_report import read_pictures, read_reports
 from pipeline import storage
 from pipeline.archive import Archive, open_archive
@@ -25,7 +26,6 @@ th { border-bottom: 2px solid #9aa7b5; } tr:nth-child(even) td { background: #f4
 td.number { text-align: right; font-variant-numeric: tabular-nums; } .best { font-weight: 700; }
 img { max-width: 100%; margin: .4rem 0; } p.note { color: #55606e; } code { background: #f0f2f5; padding: 0 .25rem; }
 """
-COLOURS = ("#1b6ca8", "#d1603d", "#4c956c", "#8e5ea2", "#c49a1a", "#5b6770")
 SMOOTHED_STEPS = 25
 LOSS_TERMS = ("l1/", "mse/", "objective/")
 """What objectives call the parts of their losses that are one sensor's."""
@@ -38,10 +38,10 @@ def report(runs: list[str], out: str | None) -> dict[str, Any]:
     configs = [storage.read_json(run.path("config.json")) for run in found]
     summaries = [_optional_json(run.path("summary.json")) for run in found]
     sections = [_overview(run, config, summary) for run, config, summary in zip(found, configs, summaries)]
-    sections += [_evaluation(summary) for summary in summaries if "table" in summary]
+    sections += [part for run, summary in zip(found, summaries) if "table" in summary for part in leaderboard(run.url, summary)]
     for run, config in zip(found, configs):
         sections += [_curves(run, config["job"]), _reconstructions(run)]
-    for url in dict.fromkeys(config["inputs"]["archive"] for config in configs):
+    for url in dict.fromkeys(url for config in configs for url in _archives(config["inputs"])):
         archive = open_archive(url)
         sections += [_registration(archive), _map(archive)]
     title = "Terraloom: " + ", ".join(f"{config['job']} {config['inputs'].get('recipe', '')}".strip() for config in configs)
@@ -52,6 +52,10 @@ def report(runs: list[str], out: str | None) -> dict[str, Any]:
     target = storage.absolute(out or found[0].path("report.html"))
     storage.write_bytes(target, page.encode())
     return {"report": target, "runs": [run.url for run in found]}
+
+
+def _archives(inputs: dict[str, Any]) -> list[str]:
+    return inputs.get("archives") or [inputs["archive"]]
 
 
 def _optional_json(url: str) -> dict[str, Any]:
@@ -79,31 +83,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _evaluation(summary: dict[str, Any]) -> str:
-    rows: list[str] = []
-    best: dict[str, float] = {}
-    for row in summary["table"]:
-        best[row["sensors"]] = max(best.get(row["sensors"], -np.inf), row["mean"])
-    for row in summary["table"]:
-        mark = " best" if row["mean"] == best[row["sensors"]] else ""
-        size = f"{row['parameters'] / 1e6:.2f} M" if row.get("parameters") else ""
-        cells = "".join(f"<td>{html.escape(row[name])}</td>" for name in ("sensors", "model", "method"))
-        counts = "".join(f"<td class=number>{value}</td>" for value in (row["seeds"], row["num_train"], row["num_test"], size))
-        rows.append(f"<tr>{cells}<td class='number{mark}'>{row['mean']:.3f} ± {row['spread']:.3f}</td>{counts}</tr>")
-    head = "".join(f"<th>{n}</th>" for n in ("sensors", "model", "method", summary["metric"], "seeds", "train", "test", "size"))
-    figure = go.Figure()
-    models = list(dict.fromkeys(row["model"] for row in summary["table"]))
-    for model, colour in zip(models, COLOURS):
-        chosen = [r for r in summary["table"] if r["model"] == model and r["method"] != "knn"]
-        x, y = [r["sensors"] for r in chosen], [r["mean"] for r in chosen]
-        error = {"type": "data", "array": [r["spread"] for r in chosen]}
-        figure.add_bar(name=model, x=x, y=y, error_y=error, marker_color=colour)
-    figure.update_layout(barmode="group", yaxis_title=summary["metric"], title="linear probe, and supervised training from scratch")
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in summary["notes"])
-    table = f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-    return f"<h2>Evaluation: {html.escape(summary['task'])}</h2>{_plot(figure)}<ul>{notes}</ul>{table}"
-
-
 def _curves(run: Run, job: str) -> str:
     if not storage.exists(run.path("metrics.jsonl")):
         return ""
@@ -124,7 +103,7 @@ def _curves(run: Run, job: str) -> str:
     speed.update_layout(xaxis_title="step", yaxis_title="samples per second")
     wait = float(np.mean([r["data_wait_share"] for r in records[len(records) // 10 :]]))
     note = f"<p class=note>Waiting for data: {wait:.1%} of the time after the first tenth of the steps.</p>"
-    return f"<h2>Training: {html.escape(job)}</h2>{_plot(figure)}{_health(records)}{_plot(speed, 260)}{note}"
+    return f"<h2>Training: {html.escape(job)}</h2>{plot(figure)}{_health(records)}{plot(speed, 260)}{note}"
 
 
 def _health(records: list[dict[str, Any]]) -> str:
@@ -137,7 +116,7 @@ def _health(records: list[dict[str, Any]]) -> str:
             line = {"color": COLOURS[number % len(COLOURS)]}
             figure.add_scatter(x=steps, y=values, name=key.removeprefix(prefix), line=line, mode="lines+markers")
         figure.update_layout(xaxis_title="step", yaxis_title=title, yaxis_rangemode="tozero")
-        shown += [_plot(figure, 260)] if figure.data else []
+        shown += [plot(figure, 260)] if figure.data else []
     return "".join(shown)
 
 
@@ -208,8 +187,3 @@ def _draw(sites: gpd.GeoDataFrame, column: Any, axis: Any, title: str) -> None:
     axis.set_title(title, fontsize=9)
     axis.tick_params(labelsize=7)
     axis.ticklabel_format(useOffset=False)
-
-
-def _plot(figure: go.Figure, height_px: int = 380) -> str:
-    figure.update_layout(template="plotly_white", height=height_px, margin={"l": 60, "r": 20, "t": 40, "b": 50})
-    return figure.to_html(full_html=False, include_plotlyjs=False)

@@ -34,6 +34,11 @@ class Tiles:
         names = ("pixels", "is_valid", "is_present", "time_days")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
+    def part(self, samples: slice) -> "Tiles":
+        """Return some of the samples."""
+        names = ("pixels", "is_valid", "is_present", "time_days")
+        return replace(self, **{name: getattr(self, name)[samples] for name in names})
+
     @property
     def is_observed(self) -> Tensor:
         """(B, T, Y, X) bool: valid pixels of present tiles."""

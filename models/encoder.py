@@ -35,6 +35,8 @@ from models.vit import Vit, VitConfig
 FORMAT, VERSION = "terraloom-encoder", 3
 STRANGE_STD = 50.0
 """Mean distance from the training mean, in training std, above which values are taken for rescaled ones."""
+STRANGE_RANGE = 0.01
+"""Range of a batch's values, in training std, below which, in all bands, they are taken for rescaled ones; equal ones are not."""
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,25 @@ class Encoder(nn.Module):
         finally:
             self.train(was_training)
 
-    def _embed(self, tiles: Tiles, spec: SensorSpec, lonlat_deg: Tensor) -> Embedding:
+    def examined(
+        self, tiles: Tiles, sensor: str, lonlat_deg: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Features, Tensor]:
+        """Return what the backbone makes of tiles that were checked and normalised as in `encode`, with gradients.
+
+        And (B*T, y, x) bool, cells of the last map with any valid pixel. Raise InputError as `encode` does.
+        """
+        spec = self.spec(sensor)
         spec.check(tiles, self.config.token_size_m)
         normalised, _ = self.normalise(tiles, spec)
         is_valid = tiles.is_observed.flatten(0, 1)
-        _check_values(normalised, is_valid, spec)
-        features = self.features(normalised, is_valid, spec.name, time_days=tiles.time_days, lonlat_deg=lonlat_deg)
-        is_valid_cell = self.cells(is_valid, spec.name)
+        check_values(normalised, is_valid, spec)
+        features = self.features(
+            normalised, is_valid, sensor, generator=generator, time_days=tiles.time_days, lonlat_deg=lonlat_deg
+        )
+        return features, self.cells(is_valid, sensor)
+
+    def _embed(self, tiles: Tiles, spec: SensorSpec, lonlat_deg: Tensor) -> Embedding:
+        features, is_valid_cell = self.examined(tiles, spec.name, lonlat_deg)
         shape = tiles.is_present.shape
         return Embedding(
             self.pool(features, is_valid_cell).unflatten(0, shape),
@@ -340,7 +354,7 @@ def _weighted_mean(map_ByxD: Tensor, weight_BYX: Tensor) -> Tensor:
     return torch.einsum("byxd,byx->bd", map_ByxD, weight) / weight.sum((1, 2))[:, None]
 
 
-def _check_values(normalised: Tensor, is_valid: Tensor, spec: SensorSpec) -> None:
+def check_values(normalised: Tensor, is_valid: Tensor, spec: SensorSpec) -> None:
     """Raise InputError if the valid values cannot be this sensor's in its unit."""
     distance = normalised.abs().sum((0, 2, 3)) / is_valid.sum().clamp_min(1)
     worst = int(distance.nan_to_num(torch.inf).argmax())
@@ -351,6 +365,21 @@ def _check_values(normalised: Tensor, is_valid: Tensor, spec: SensorSpec) -> Non
             f"less than {STRANGE_STD:g} (mean {spec.mean[worst]:g}, std {spec.std[worst]:g} {spec.unit}); "
             f"give pixels in '{spec.unit}' and mark missing ones in is_valid"
         )
+    if spec.quantity == "height" or not is_valid.any():  # still water is flat
+        return
+    spread = _ranges(normalised, is_valid)
+    widest = int(spread.argmax())
+    if 0 < float(spread[widest]) < STRANGE_RANGE:
+        raise InputError(
+            f"all bands of sensor '{spec.name}' vary less than {STRANGE_RANGE:g} std of the training pixels ({spec.bands[widest]}: "
+            f"{float(spread[widest]):.2g}), expected values in '{spec.unit}' with std {spec.std[widest]:g}; give unscaled pixels"
+        )
+
+
+def _ranges(normalised: Tensor, is_valid: Tensor) -> Tensor:
+    """Return (C,): largest less smallest valid value of each band."""
+    low, high = (normalised.masked_fill(~is_valid[:, None], fill) for fill in (torch.inf, -torch.inf))
+    return high.amax((0, 2, 3)) - low.amin((0, 2, 3))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

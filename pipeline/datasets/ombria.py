@@ -2,7 +2,8 @@
 
 Drakonakis et al., "OmbriaNet", IEEE JSTARS 2022. 8-bit stretched PNGs without georeference or dates, 256 x 256 px at 10 m
 (`--site-size-m 640` or 2560); same name in every folder = same place. Either one set of folders or several sets side by
-side (train/, event_x/). Places are split by the hashes of their names: the files do not tell which are neighbours.
+side (train/, event_x/). Where one of the sets is called train, the others are for testing and a fifth of it is 'val'; else places
+are split by the hashes of their names. The files do not tell which places are neighbours.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.grid import Grid
 from pipeline.labels import Label, LabelMap
 from pipeline.sensors import Sensor, load_sensor
 from pipeline.shard import Tile
+from pipeline.splits import hold_out, split_places
 
 LABELS = {"flooded_fraction": Label("fraction", "site"), "flooded": Label("map", "site", ("dry", "flooded"))}
 FOLDERS = {"ombria_sar": ("s1_before", "s1_after"), "ombria_optical": ("s2_before", "s2_after")}
@@ -36,6 +38,12 @@ def places(folder: str) -> dict[str, str]:
         needed = ", ".join(name for pair in FOLDERS.values() for name in pair)
         raise InputError(f"no OMBRIA place under '{folder}'; expected flood_mask, {needed} with the same PNG names")
     return found
+
+
+def splits(folder: str, found: dict[str, str]) -> dict[str, str]:
+    """Return the split of each place: events beside the set 'train' are held out whole."""
+    stated = {place: "train" if place.startswith("train/") else "test" for place in found}
+    return hold_out(stated) if len(set(stated.values())) == 2 else split_places(found)
 
 
 def tiles(place: str, mask: str, grid: Grid) -> list[Tile]:

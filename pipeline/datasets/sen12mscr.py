@@ -3,14 +3,16 @@
 Ebel et al., TGRS 2021. 256 x 256 px at 10 m (`--site-size-m 640` or 2560), UTM: `ROIs<seed>_<season>_<kind>_<scene>_p<patch>.tif`
 in folders of the same scheme, or `<kind>_ROIs<seed>_<season>_<scene>_<patch>.tif` side by side; kind is s1 (VV, VH in
 dB), s2 or s2_clear, s2_cloudy (13 bands of top-of-atmosphere reflectance x 10000). A patch is a place; the split is the
-published one, by regions. The clear image is date 0, the cloudy one date 1; the files do not say when they were taken.
+published one, by regions. The clear image is date 0, the cloudy one date 1, labelled `cloudy`; the files do not say when they
+were taken.
 """
 
 import re
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.chips import REFLECTANCE, cut_tiles, read_chip, walk
+from pipeline.chips import REFLECTANCE, Window, cut_tiles, read_chip, walk
 from pipeline.datasets._sen12 import REGION, split_by_region
 from pipeline.errors import InputError
 from pipeline.grid import Grid
@@ -18,7 +20,7 @@ from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
 from pipeline.shard import Tile
 
-LABELS: dict[str, Label] = {}
+LABELS = {"cloudy": Label("binary", "tile")}
 PLACES_PER_SHARD = 32
 PUBLISHED = re.compile(rf"{REGION}_(?P<kind>s1|s2|s2_cloudy)_(?P<scene>\d+)_p(?P<patch>\d+)\.tif")
 FLAT = re.compile(rf"(?P<kind>s1|s2_clear|s2_cloudy)_{REGION}_(?P<scene>\d+)_p?(?P<patch>\d+)\.tif")
@@ -59,5 +61,10 @@ def tiles(place: str, found: dict[str, str], grid: Grid) -> list[Tile]:
         name, order = KINDS[kind]
         sensor = load_sensor(name)
         chip = read_chip(path, len(sensor.bands), 1.0 if kind == "s1" else REFLECTANCE)
-        result += cut_tiles(chip, sensor, grid, f"sen12mscr/{place}", Path(path).stem, order=order)
+        result += cut_tiles(chip, sensor, grid, f"sen12mscr/{place}", Path(path).stem, order=order, labels=_labels(kind))
     return result
+
+
+def _labels(kind: str) -> Callable[[Window], Mapping[str, float | list[int]]]:
+    known = {} if kind == "s1" else {"cloudy": float(kind == "s2_cloudy")}
+    return lambda _: known

@@ -18,14 +18,16 @@ import ray
 
 from cluster.connect import connect
 from cluster.embedding import FeatureMaker, ImageStatistics, ModelFeatures, RandomFeatures, features_of_shard
-from jobs.evaluate import RANDOM
-from jobs.probes import Samples, linear_probe
+from jobs.evaluation.contenders import RANDOM
+from jobs.evaluation.protocols._probe import Part
+from jobs.evaluation.protocols.linear import probe
 from models.encoder import Encoder
 from pipeline.archive import Archive, open_archive
 from tests.bench.bench_recipes import TASK, options_of, records, run
 
 REHEARSED = 16
 """Steps of a rehearsal."""
+TRAIN_SHARE = 0.8
 SEEDS = 3
 
 
@@ -65,9 +67,19 @@ def probes(archive: Archive, maker: FeatureMaker, sensors: tuple[str, ...]) -> d
         ]
         features = np.concatenate(ray.get([ref for _, ref in parts]))
         labels, splits = (np.concatenate([part[key].to_numpy() for part, _ in parts]) for key in ("label", "split"))
-        samples = Samples(features, labels, splits.astype(str))
-        found[name] = [linear_probe(samples, "class", seed) for seed in range(SEEDS)]
+        found[name] = [accuracy(features, labels, splits.astype(str), seed) for seed in range(SEEDS)]
     return found
+
+
+def accuracy(features: np.ndarray, labels: np.ndarray, split: np.ndarray, seed: int) -> float:
+    """Return the test accuracy of a linear probe that has seen 80 % of the training labels."""
+    train = np.random.default_rng(seed).permutation(np.flatnonzero(split == "train"))
+    train = train[: int(TRAIN_SHARE * len(train))]
+    chosen = [train, np.flatnonzero(split == "val"), np.flatnonzero(split == "test")]
+    mean, std = features[train].mean(0), np.maximum(features[train].std(0), 1e-6)
+    seen, val, test = (Part(part, (features[part] - mean) / std, labels[part]) for part in chosen)
+    _, predict = probe("class", seen, val, lambda found: float(np.mean(found == val.labels)))
+    return float(np.mean(predict(test.vectors) == test.labels))
 
 
 def row(name: str, scores: dict[str, list[float]], *facts: str) -> tuple[float, str]:

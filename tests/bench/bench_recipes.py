@@ -26,7 +26,7 @@ import ray
 
 from cluster.connect import connect
 from cluster.watch import MIN_HEAD_SHARE, MIN_RANK, MIN_STD
-from jobs.evaluate import RANDOM, random_title
+from jobs.evaluation.contenders import RANDOM, random_title
 from jobs.recipes import load_recipe, recipes
 from models.encoder import Encoder
 
@@ -164,7 +164,7 @@ def probe(names: list[str], work: Path) -> dict[str, dict[str, Any]]:
     """Return the mean and spread of each recipe's probe, and of its encoder's before training."""
     first, *others = (work / name / "run" for name in names)
     also = ["--also", *others] if others else []
-    sensors = ["--sensors", PROBED, "--scratch-steps", "0", "--seeds", "3"]
+    sensors = ["--sensors", PROBED, "--finetune-steps", "1", "--seeds", "3"]
     summary = run("evaluate", TASK, first, work / "scores", *also, *sensors)
     found = {row["model"]: [row["mean"], row["spread"]] for row in summary["table"] if row["method"] == "linear"}
     titles = ["pretrained", *(f"pretrained {name}" for name in names[1:])]

@@ -141,7 +141,7 @@ def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path:
         str(student),
         "--seeds",
         "2",
-        "--scratch-steps",
+        "--finetune-steps",
         "3",
         "--sensors",
         "sentinel2_l2a",

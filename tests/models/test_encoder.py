@@ -157,6 +157,10 @@ def test_refuses_rescaled_units(encoder: Encoder, make_batch: Make, specs: Specs
     counts = with_tiles(batch, "optical", pixels=batch.tiles["optical"].pixels * 10_000)
     with pytest.raises(InputError, match="expected less than 50"):
         encoder.encode(counts)
+    faint = with_tiles(batch, "optical", pixels=batch.tiles["optical"].pixels / 10_000)
+    with pytest.raises(InputError, match=r"all bands of sensor 'optical' vary less than 0\.01 std"):
+        encoder.encode(faint)
+    encoder.encode(with_tiles(batch, "optical", pixels=torch.full_like(batch.tiles["optical"].pixels, 0.1)))
 
 
 def test_refuses_unknown_sensor(encoder: Encoder, make_batch: Make, specs: Specs) -> None:

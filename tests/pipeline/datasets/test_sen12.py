@@ -31,7 +31,8 @@ def test_sen12mscr_pairs_real_patches(shared_data: Path) -> None:
     by_sensor = {name: {t.site for t in tiles if t.sensor == name} for name in ("sentinel1_grd", "sentinel2_l1c")}
     assert by_sensor["sentinel1_grd"] == by_sensor["sentinel2_l1c"]
     cloudy = sen12mscr.tiles("ROIs1868_summer_19_p30", places["ROIs1868_summer_19_p30"], GRID)
-    assert {t.order for t in cloudy if t.sensor == "sentinel2_l1c"} == {1}
+    assert {(t.order, t.labels["cloudy"]) for t in cloudy if t.sensor == "sentinel2_l1c"} == {(1, 1.0)}
+    assert {t.labels.get("cloudy") for t in tiles} == {None, 0.0}
     assert sen12mscr.splits("", places) == {
         "ROIs1158_spring_101_p30": "train", "ROIs1868_summer_19_p30": "val", "ROIs1158_spring_15_p30": "train",
     }  # fmt: skip

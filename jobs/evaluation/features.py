@@ -1,0 +1,140 @@
+"""Features of tiles, made once for all cells that want them and kept in the run folder.
+
+A shard's features of one sensor are a folder of NumPy files, published whole: which rows, what each is pooled to, and, for
+dense tasks, the map of every stage. Maps are kept in half precision after a LayerNorm, which bounds them; decoders begin with
+one in any case.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cluster.batches import to_tiles
+from cluster.embedding import FeatureMaker
+from jobs.evaluation.perturbation import Perturbation
+from jobs.evaluation.samples import TaskSamples
+from models.encoder import Encoder
+from models.tuned import compared_dates
+from pipeline import storage
+from pipeline.archive import Archive
+from pipeline.augment import SensorArrays
+from pipeline.dates import SECONDS_PER_DAY, seconds_of
+
+FOLDER = "features"
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """What features are of: `digest` of the weights, and whether maps are kept besides what tiles are pooled to."""
+
+    maker: FeatureMaker
+    digest: str
+    archive: Archive
+    has_maps: bool
+    perturbation: Perturbation | None = None
+
+    @property
+    def name(self) -> str:
+        parts = [repr(self.maker), self.digest, self.archive.url, self.has_maps, repr(self.perturbation)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+class FeatureStore:
+    """The features below a run's folder."""
+
+    def __init__(self, run_url: str) -> None:
+        self._url = storage.join(run_url, FOLDER)
+
+    def url(self, key: FeatureKey, sensor: str, shard: str) -> str:
+        return storage.join(self._url, key.name, sensor, shard)
+
+    def has(self, key: FeatureKey, sensor: str, shard: str) -> bool:
+        return storage.exists(self.url(key, sensor, shard))
+
+    def refuse(self, key: FeatureKey, reason: str) -> None:
+        """Note that an encoder refuses these tiles, as it should."""
+        storage.write_bytes(self._refusal_url(key), reason.encode())
+
+    def refusal(self, key: FeatureKey) -> str:
+        """Return why the encoder refuses these tiles; empty where it does not."""
+        return storage.read_bytes(self._refusal_url(key)).decode() if storage.exists(self._refusal_url(key)) else ""
+
+    def _refusal_url(self, key: FeatureKey) -> str:
+        return storage.join(self._url, f"{key.name}.refused")
+
+    def make(self, key: FeatureKey, sensor: str, shard: str, rows: np.ndarray) -> None:
+        """Make and publish the features of `rows` of one sensor in one shard."""
+        torch.set_num_threads(1)
+        arrays, lonlat_deg = _tiles(key.archive, sensor, shard, rows)
+        if key.perturbation is not None:
+            seed = int(hashlib.sha256(f"{sensor} {shard}".encode()).hexdigest()[:16], 16)
+            arrays = key.perturbation.arrays(arrays, np.random.default_rng(seed))
+        if key.has_maps:
+            pooled, maps = _maps(key.maker.load(), arrays, lonlat_deg)  # type: ignore[attr-defined]
+        else:
+            pooled, maps = key.maker.features(arrays, lonlat_deg), []
+        with storage.staged_folder(self.url(key, sensor, shard)) as folder:
+            np.save(folder / "rows.npy", rows)
+            np.save(folder / "pooled.npy", pooled)
+            for number, values in enumerate(maps):
+                np.save(folder / f"map{number}.npy", values)
+
+    def pooled(self, key: FeatureKey, samples: TaskSamples, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """Return sensor -> (N, T, D) of the samples numbered `chosen`."""
+        return {name: self._array(key, samples, chosen, name, "pooled") for name in samples.sensors}
+
+    def maps(self, key: FeatureKey, samples: TaskSamples, chosen: np.ndarray) -> dict[str, list[np.ndarray]]:
+        """Return sensor -> for each stage (N, T, y, x, D) float16 of the samples numbered `chosen`."""
+        result: dict[str, list[np.ndarray]] = {}
+        for name in samples.sensors:
+            files = storage.names(self.url(key, name, str(samples.tiles.shard[chosen[0]])))
+            stages = sorted(f.removesuffix(".npy") for f in files if f.startswith("map"))
+            result[name] = [self._array(key, samples, chosen, name, stage) for stage in stages]
+        return result
+
+    def _array(self, key: FeatureKey, samples: TaskSamples, chosen: np.ndarray, sensor: str, name: str) -> np.ndarray:
+        rows, shards = samples.tiles.rows[sensor][chosen], samples.tiles.shard[chosen]
+        result: np.ndarray | None = None
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            with storage.local_copy(self.url(key, sensor, str(shard))) as folder:
+                known, values = np.load(Path(folder) / "rows.npy"), np.load(Path(folder) / f"{name}.npy", mmap_mode="r")
+                found = values[np.searchsorted(known, rows[places])]
+            if result is None:
+                result = np.empty((len(chosen), *found.shape[1:]), found.dtype)
+            result[places] = found
+        assert result is not None
+        return result
+
+
+def combine(features: dict[str, np.ndarray]) -> np.ndarray:
+    """Return (N, D') from (N, T, D) per sensor: what probes see of the dates of each."""
+    return np.concatenate([part for values in features.values() for part in compared_dates(values)], axis=1)
+
+
+def _tiles(archive: Archive, sensor_name: str, shard: str, rows: np.ndarray) -> tuple[SensorArrays, np.ndarray]:
+    sensor, tiles = archive.sensors[sensor_name], archive.tiles([shard])
+    facts = tiles[tiles["sensor"] == sensor_name].set_index("row").loc[rows]
+    stored, is_valid = archive.read(shard, sensor_name, rows)
+    days = seconds_of(facts["time"])[:, None] / SECONDS_PER_DAY
+    pixels = sensor.to_physical(stored)[:, None]
+    arrays = SensorArrays(sensor, pixels, is_valid[:, None] > 0, np.ones(days.shape, bool), days)
+    return arrays, np.array(facts[["lon_deg", "lat_deg"]], np.float64)  # a copy that torch may write to
+
+
+@torch.no_grad()
+def _maps(encoder: Encoder, arrays: SensorArrays, lonlat_deg: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return (N, D) float32 and for each stage (N, y, x, D) float16 of single dates."""
+    tiles, lonlat = to_tiles(arrays), torch.from_numpy(lonlat_deg)
+    pooled, maps = [], []
+    for first in range(0, len(lonlat), BATCH_SIZE):
+        part = slice(first, first + BATCH_SIZE)
+        features, is_valid = encoder.examined(tiles.part(part), arrays.sensor.name, lonlat[part])
+        pooled.append(encoder.pool(features, is_valid).numpy())
+        maps.append([F.layer_norm(m.float(), m.shape[-1:]).half().numpy() for m in features.maps])
+    return np.concatenate(pooled), [np.concatenate(stage) for stage in zip(*maps)]

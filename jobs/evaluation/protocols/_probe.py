@@ -1,0 +1,47 @@
+"""What protocols on one vector a sample share: vectors standardised by the training samples, and estimators asked for scores."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.preprocessing import StandardScaler
+
+from jobs.evaluation.cell import Answer
+from jobs.evaluation.metrics import Outcome
+from jobs.evaluation.question import Question
+
+KINDS = ("class", "binary", "fraction", "multilabel")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Vectors (N, D) of the samples numbered `chosen`, and their labels."""
+
+    chosen: np.ndarray
+    vectors: np.ndarray
+    labels: np.ndarray
+
+
+def parts(question: Question) -> tuple[Part, Part, Part]:
+    """Return train, val and test, standardised with the mean and deviation of train."""
+    train = question.vectors(question.train)
+    scaler = StandardScaler().fit(train)
+    found = [(question.train, train), (question.val, question.vectors(question.val))]
+    found.append((question.test, question.vectors(question.test, is_test=True)))
+    labels = question.samples.labels
+    train_part, val, test = (Part(chosen, scaler.transform(values), labels[chosen]) for chosen, values in found)
+    return train_part, val, test
+
+
+def judged(question: Question, part: Part, predicted: np.ndarray) -> Outcome:
+    return question.task.outcome(question.samples, part.chosen, predicted)
+
+
+def answer(question: Question, test: Part, predicted: np.ndarray, **settings: Any) -> Answer:
+    return Answer(judged(question, test, predicted), settings)
+
+
+def column_of_yes(classes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the probability of 1 from those of `classes`, some of which the training labels may lack."""
+    found = np.flatnonzero(classes == 1)
+    return probabilities[:, found[0]] if len(found) else np.zeros(len(probabilities))

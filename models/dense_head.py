@@ -1,0 +1,92 @@
+"""From the maps of every stage, sensor and date to an answer for every pixel.
+
+A light form of UPerNet (Xiao et al. 2018, arXiv 1807.10221): pooled context on the last map, stages added from the deepest up,
+all of them put together on the finest grid. Dates are compared as siamese networks do (Caye Daudt et al. 2018, arXiv 1810.08462):
+the last date's map beside its difference from the first's. Where maps come from is not decided here.
+Legend: B batch, T time, y x cells of a map, Y X pixels, D width of a map, H width of the head, K outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.decoders import PixelDecoder
+from models.initialise import initialise
+from models.layers import SteadyConv2d
+
+POOLED_CELLS = (1, 2)
+"""Sides of the grids on which the last map is averaged; the published 1, 2, 3, 6 are for maps that are not 4 to 16 cells wide."""
+
+
+class DenseHead(nn.Module):
+    """`widths`: sensor -> D of each stage's map; `num_dates`: of each sensor; `cell_px`: pixels along a cell of the finest map."""
+
+    def __init__(
+        self,
+        widths: Mapping[str, Sequence[int]],
+        num_dates: Mapping[str, int],
+        num_outputs: int,
+        cell_px: int,
+        hidden: int = 64,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.enter = nn.ModuleDict(
+            {
+                name: nn.ModuleList(nn.Linear(width * (1 if num_dates[name] == 1 else 2), hidden) for width in stages)
+                for name, stages in widths.items()
+            }
+        )
+        num_stages = len(next(iter(widths.values())))
+        self.context = nn.ModuleList(SteadyConv2d(hidden, hidden, 1) for _ in POOLED_CELLS)
+        self.settle = _Convolution(hidden * (1 + len(POOLED_CELLS)), hidden)
+        self.fuse = nn.Sequential(_Convolution(hidden * num_stages, hidden), _Convolution(hidden, hidden))
+        self.leave = PixelDecoder(hidden, num_outputs, cell_px)
+        initialise(self, generator)
+
+    def forward(self, maps: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """Return (B, K, Y, X) in the maps' dtype from sensor -> for each stage (B, T, y, x, D)."""
+        stages_BHyx = [self._entered(maps, stage) for stage in range(len(next(iter(maps.values()))))]
+        stages_BHyx[-1] = self._with_context(stages_BHyx[-1])
+        for stage in range(len(stages_BHyx) - 2, -1, -1):
+            stages_BHyx[stage] = stages_BHyx[stage] + _resized(stages_BHyx[stage + 1], stages_BHyx[stage])
+        finest = stages_BHyx[0]
+        fused_BHyx = self.fuse(torch.cat([_resized(stage, finest) for stage in stages_BHyx], 1))
+        return self.leave(fused_BHyx.permute(0, 2, 3, 1))
+
+    def _entered(self, maps: Mapping[str, Sequence[Tensor]], stage: int) -> Tensor:
+        """Return (B, H, y, x): what the sensors' maps of a stage add up to."""
+        layers: dict[str, Any] = {name: layers[stage] for name, layers in self.enter.items()}  # type: ignore[index]
+        return torch.stack([layers[name](compared(found[stage])) for name, found in maps.items()]).sum(0).permute(0, 3, 1, 2)
+
+    def _with_context(self, last_BHyx: Tensor) -> Tensor:
+        pooled = [F.adaptive_avg_pool2d(last_BHyx, cells) for cells in POOLED_CELLS]
+        around = [_resized(F.gelu(layer(part)), last_BHyx) for layer, part in zip(self.context, pooled)]
+        return self.settle(torch.cat([last_BHyx, *around], 1))
+
+
+class _Convolution(nn.Module):
+    """A 3 x 3 convolution, a norm over each sample's channels and cells, GELU."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.layer = SteadyConv2d(width, out, 3, padding=1)
+        self.norm = nn.GroupNorm(1, out)
+
+    def forward(self, x_BHyx: Tensor) -> Tensor:
+        return F.gelu(self.norm(self.layer(x_BHyx)))
+
+
+def compared(map_BTyxD: Tensor) -> Tensor:
+    """Return (B, y, x, D) of one date; of several (B, y, x, 2 D), the last and its difference from the first; after a LayerNorm."""
+    map_BTyxD = F.layer_norm(map_BTyxD, map_BTyxD.shape[-1:])
+    last = map_BTyxD[:, -1]
+    return last if map_BTyxD.shape[1] == 1 else torch.cat([last, last - map_BTyxD[:, 0]], -1)
+
+
+def _resized(map_BHyx: Tensor, like: Tensor) -> Tensor:
+    size = like.shape[-2:]
+    return map_BHyx if map_BHyx.shape[-2:] == size else F.interpolate(map_BHyx, size, mode="bilinear", align_corners=False)

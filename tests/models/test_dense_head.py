@@ -1,0 +1,98 @@
+"""The dense head and what is trained with an encoder."""
+
+import pytest
+import torch
+
+from models.batch import Batch, Tiles
+from models.dense_head import DenseHead, compared
+from models.encoder import Encoder, EncoderConfig
+from models.resnet import ResnetConfig
+from models.sensor import SensorSpec
+from models.swin import SwinConfig
+from models.tuned import PooledHead, Tuned
+from models.vit import VitConfig
+
+SPEC = SensorSpec("radar", "active", "sigma0", "dB", 10.0, ("VV",), (None,), (-12.0,), (4.0,))
+BACKBONES = {
+    "swin": SwinConfig(embed_dim=8, depths=(1, 2), num_heads=(1, 2), window=4),
+    "vit": VitConfig(embed_dim=8, depth=3, num_heads=2),
+    "resnet": ResnetConfig(depth=18, embed_dim=8),
+}
+
+
+def batch(count: int = 3, dates: int = 2, side: int = 32) -> Batch:
+    pixels = torch.randn(count, dates, 1, side, side, generator=torch.Generator().manual_seed(0)) * 4 - 12
+    days = torch.full((count, dates), torch.nan, dtype=torch.float64)
+    tiles = Tiles(pixels, torch.ones(count, dates, side, side, dtype=torch.bool), days.isnan(), days, ("VV",), "dB", 10.0)
+    return Batch({"radar": tiles}, torch.full((count, 2), torch.nan, dtype=torch.float64))
+
+
+def tuned(kind: str, dates: int = 2) -> Tuned:
+    encoder = Encoder(EncoderConfig(BACKBONES[kind], 40.0, (SPEC,)), torch.Generator().manual_seed(1))
+    widths = [BACKBONES[kind].width(stage) for stage in range(BACKBONES[kind].num_stages)]
+    return Tuned(encoder, DenseHead({"radar": widths}, {"radar": dates}, 2, 4, 16, torch.Generator().manual_seed(2)))
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize("dates", [1, 2])
+def test_every_pixel_gets_an_answer_from_any_backbone(kind: str, dates: int) -> None:
+    outputs, balance = tuned(kind, dates)(batch(dates=dates))
+    assert outputs.shape == (3, 2, 32, 32)
+    assert outputs.dtype == torch.float32
+    assert balance.shape == ()
+
+
+def test_equal_dates_have_no_difference() -> None:
+    map_BTyxD = torch.randn(2, 1, 4, 4, 6, generator=torch.Generator().manual_seed(3)).expand(-1, 3, -1, -1, -1)
+    last, change = compared(map_BTyxD).split(6, -1)
+    assert torch.equal(change, torch.zeros_like(change))
+    assert last.mean().abs() < 1e-6
+
+
+def test_head_learns_what_differs_between_two_dates() -> None:
+    """Squares that brighten at the second date are found again; with the dates swapped they are not."""
+    generator = torch.Generator().manual_seed(4)
+    truth = torch.zeros(8, 8, 8, dtype=torch.long)
+    for sample, corner in enumerate(torch.randint(6, (8, 2), generator=generator).tolist()):
+        truth[sample, corner[0] : corner[0] + 3, corner[1] : corner[1] + 3] = 1
+    first = torch.randn(8, 8, 8, 4, generator=generator)
+    second = first + truth[..., None] * torch.tensor([3.0, 0.0, 0.0, -3.0])
+    maps = {"radar": [torch.stack([first, second], 1)]}
+    head = DenseHead({"radar": [4]}, {"radar": 2}, 2, 1, 16, torch.Generator().manual_seed(5))
+    optimiser = torch.optim.AdamW(head.parameters(), 1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(head(maps), truth).backward()
+        optimiser.step()
+    assert (head(maps).argmax(1) == truth).float().mean() > 0.97
+    swapped = head({"radar": [maps["radar"][0].flip(1)]}).argmax(1)
+    assert (swapped[truth == 1] == 1).float().mean() < 0.5
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_layers_nearer_the_input_learn_slower_and_each_once(kind: str) -> None:
+    model = tuned(kind)
+    groups = model.parameter_groups(1.0, 0.5)
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
+    depth = len(model.encoder.backbone.blocks)
+    assert [group["lr"] for group in groups] == [0.5 ** (depth + 1 - layer) for layer in range(depth + 2)]
+    assert {id(parameter) for parameter in model.head.parameters()} == {id(p) for p in groups[-1]["params"]}
+
+
+def test_pixels_go_through_the_encoders_checks() -> None:
+    model, wrong = tuned("swin"), batch()
+    tiles = wrong.tiles["radar"]
+    power = Batch({"radar": Tiles(**{**vars(tiles), "unit": "1"})}, wrong.lonlat)
+    with pytest.raises(Exception, match="unit"):
+        model(power)
+    scaled = Batch({"radar": Tiles(**{**vars(tiles), "pixels": tiles.pixels * 1000})}, wrong.lonlat)
+    with pytest.raises(Exception, match="std from the training mean"):
+        model(scaled)
+
+
+def test_pooled_head_is_linear_in_first_last_and_difference() -> None:
+    head = PooledHead(2, {"radar": 2}, 1)
+    head.linear.weight.data = torch.tensor([[1.0, 10.0, 100.0, 1000.0, 1e4, 1e5]])
+    pooled = torch.tensor([[[1.0, 2.0], [3.0, 1.0]]])
+    assert head({"radar": pooled}).item() == pytest.approx(1 + 20 + 300 + 1000 + 2e4 + 1e5)
