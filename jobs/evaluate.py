@@ -31,7 +31,7 @@ from jobs.evaluation.plan import Work, answered, check_samples, failed, pairs_of
 from jobs.evaluation.protocols import load_protocol
 from jobs.evaluation.question import TrainingConfig
 from jobs.evaluation.samples import TaskSamples
-from jobs.evaluation.table import notes_of, table_of
+from jobs.evaluation.table import gains_of, notes_of, table_of
 from jobs.evaluation.task import Task, check_ignored, label_task
 from jobs.evaluation.tiles import TileReader
 from jobs.progress import gather
@@ -105,9 +105,11 @@ def evaluate(
     rows = cells.read(run.url)
     if len(failures) == len(works):
         raise RunFailed(f"none of the {len(works)} cells could be answered; the first: {next(iter(failures.values()))}")
-    table = table_of(cells.frame({work.cell.key: rows[work.cell.key] for work in works}))
-    refused = [f"{work.cell}: {rows[work.cell.key].error}" for work in works if rows[work.cell.key].error.startswith(REFUSED)]
-    notes = [*notes_of(table), *left_out, *seen, *refused, *(f"failed: {name}: {why}" for name, why in failures.items())]
+    asked_for = {work.cell.key: rows[work.cell.key] for work in works}
+    table = table_of(cells.frame(asked_for))
+    refused = [f"{work.cell}: {row.error}" for work in works if (row := rows[work.cell.key]).error.startswith(REFUSED)]
+    failed_cells = [f"failed: {name}: {why}" for name, why in failures.items()]
+    notes = [*notes_of(table, gains_of(run.url, asked_for)), *left_out, *seen, *refused, *failed_cells]
     metric = ", ".join(dict.fromkeys(one.metric for one, _ in asked))
     return run.finish({**inputs, "metric": metric, "cells": len(works), "failed": len(failures), "table": table, "notes": notes})
 
@@ -136,7 +138,7 @@ def _asked(
     tasks: Sequence[Task], compared: Sequence[Contender], config: EvaluateConfig, must: bool
 ) -> tuple[list[tuple[Task, TaskSamples]], list[str]]:
     """Return the samples of each task, and why others are left out; that is an error where a task `must` be asked."""
-    known = {sensors_of(contender) for contender in compared if contender.parameters is not None}
+    known = {frozenset(spec.name for spec in contender.specs) for contender in compared if contender.parameters is not None}
     if unknown := sorted(set(config.sensors) - frozenset().union(*known)):
         raise InputError(f"no model knows sensor '{unknown[0]}' (models: {', '.join(sorted(frozenset().union(*known)))})")
     asked, left_out = [], []
@@ -165,21 +167,11 @@ def _asked(
     return asked, left_out
 
 
-def sensors_of(contender: Contender) -> frozenset[str]:
-    """Return the sensors that a contender's encoder knows."""
-    return frozenset(spec.name for spec in contender.encoder(0).config.sensors)
-
-
-def takes(contender: Contender, samples: TaskSamples) -> bool:
-    """Return whether a contender can be asked: statistics of pixels always, an encoder where it knows the sensors."""
-    return "pixels" in contender.roles or set(samples.sensors) <= sensors_of(contender)
-
-
 def _check_units(task: Task, samples: TaskSamples, compared: Sequence[Contender]) -> None:
     """Let each trained encoder check bands, unit, pixel size and values of a few tiles before anything is computed."""
     batch = TileReader(task.archive, samples).batch(samples.part("train")[:LOOKED_AT])
     for contender in compared:
-        if contender.parameters is not None and takes(contender, samples):
+        if contender.parameters is not None and contender.takes(samples.sensors):
             contender.encoder(0).encode(batch)
 
 
@@ -196,7 +188,7 @@ def works_of(
     name = f"{task.name}-{hashlib.sha256(f'{task.archive.url} {samples.name}'.encode()).hexdigest()[:8]}"
     lists = [write_list(run_url, name, samples, config.label_fractions, seed) for seed in range(config.seeds)]
     works = []
-    for protocol, contender in pairs_of(task.kind, config.protocols, [c for c in compared if takes(c, samples)]):
+    for protocol, contender in pairs_of(task.kind, config.protocols, [c for c in compared if c.takes(samples.sensors)]):
         for fraction in config.label_fractions:
             for seed in range(config.seeds):
                 is_curve = (protocol, fraction, seed) == (
@@ -243,9 +235,9 @@ def make_features(works: Sequence[Work], run_url: str) -> None:
     wanted: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
     for work in works:
         for key, chosen in work.features():
-            if (work.samples.name, key.name) in keys:
+            if (id(work.samples), key.name) in keys:
                 continue
-            keys[work.samples.name, key.name] = key
+            keys[id(work.samples), key.name] = key
             for sensor in work.samples.sensors:
                 rows, shards = work.samples.tiles.rows[sensor][chosen], work.samples.tiles.shard[chosen]
                 for shard in np.unique(shards):

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.evaluation.metrics import Outcome
+from jobs.evaluation.metrics import NAMES, Outcome
 from pipeline import storage
 
 FOLDER = "cells"
@@ -116,6 +116,7 @@ def write(run_url: str, row: Row, answer: Answer | None) -> None:
     """Write a cell's arrays, then its row: `outcome/<name>` and `pictures/<name>` in one npz file."""
     if answer is not None:
         arrays: dict[str, Any] = {f"outcome/{f.name}": getattr(answer.outcome, f.name) for f in fields(answer.outcome)}
+        arrays["kind"] = type(answer.outcome).__name__
         arrays |= {f"pictures/{name}": values for name, values in answer.pictures.items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -140,6 +141,15 @@ def read_arrays(run_url: str, key: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False) as content:
         return {name: content[name] for name in content.files}
+
+
+def read_outcome(run_url: str, row: Row) -> Outcome:
+    """Return the answers of a finished cell."""
+    arrays, prefix = read_arrays(run_url, row.key), "outcome/"
+    made: dict[str, Any] = {name.removeprefix(prefix): found for name, found in arrays.items() if name.startswith(prefix)}
+    made |= {name: tuple(made[name].tolist()) for name in NAMES if name in made}
+    kinds = {kind.__name__: kind for kind in Outcome.__subclasses__()}
+    return kinds[str(arrays["kind"])](**made)
 
 
 def frame(rows: dict[str, Row]) -> pd.DataFrame:

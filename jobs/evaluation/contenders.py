@@ -14,6 +14,7 @@ from cluster.embedding import FeatureMaker, ImageStatistics, ModelFeatures, Rand
 from cluster.external import ExternalFeatures
 from cluster.run import Run
 from models.encoder import Encoder, EncoderConfig
+from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.archive import Archive
 
@@ -33,10 +34,17 @@ class Contender:
     makers: tuple[FeatureMaker, ...]
     digest: str
     """Of the weights, or of what they are drawn from."""
+    specs: tuple[SensorSpec, ...] = ()
+    """What its encoder knows of its sensors."""
     parameters: int | None = None
+    """Of a trained encoder."""
 
     def maker(self, seed: int) -> FeatureMaker:
         return self.makers[seed % len(self.makers)]
+
+    def takes(self, sensors: tuple[str, ...]) -> bool:
+        """Return whether these sensors can be asked about: of pixels all, of an encoder those that it knows."""
+        return "pixels" in self.roles or set(sensors) <= {spec.name for spec in self.specs}
 
     def encoder(self, seed: int) -> Encoder:
         """Return the encoder in its own copy, to be trained or not."""
@@ -56,22 +64,24 @@ def contenders(models: list[Run], seeds: int, external: Sequence[str] = ()) -> l
         maker = ModelFeatures(run.path("model"))
         encoder = maker.load()
         digest = hashlib.sha256(storage.read_bytes(run.path("model", "model.safetensors"))).hexdigest()
-        trained.append(Contender(title, frozenset(("pooled", "maps", "frozen", "tuned")), (maker,), digest, encoder.num_parameters))
+        roles: frozenset[Role] = frozenset(("pooled", "maps", "frozen", "tuned"))
+        trained.append(Contender(title, roles, (maker,), digest, encoder.config.sensors, encoder.num_parameters))
         untrained.setdefault(encoder.config, random_title(title) if untrained else RANDOM)
     result = [*trained, Contender(STATISTICS, frozenset(("pooled", "pixels")), (ImageStatistics(),), "")]
     for number, (config, title) in enumerate(untrained.items()):
         digest = hashlib.sha256(repr(config).encode()).hexdigest()
         makers = tuple(RandomFeatures(config, seed) for seed in range(seeds))
-        result.append(Contender(title, frozenset(("pooled", "maps", "frozen")), makers, digest))
+        result.append(Contender(title, frozenset(("pooled", "maps", "frozen")), makers, digest, config.sensors))
         if not number:
-            result.append(Contender(SCRATCH, frozenset(("tuned",)), makers, digest))
+            result.append(Contender(SCRATCH, frozenset(("tuned",)), makers, digest, config.sensors))
     return result + [_external(path) for path in external]
 
 
 def _external(path: str) -> Contender:
     maker = ExternalFeatures(path)
     encoder = maker.load()
-    return Contender(encoder.config.title, frozenset(("pooled",)), (maker,), maker.digest(), encoder.num_parameters)
+    specs = tuple(encoder.config.sensors)
+    return Contender(encoder.config.title, frozenset(("pooled",)), (maker,), maker.digest(), specs, encoder.num_parameters)
 
 
 def random_title(title: str) -> str:
@@ -93,10 +103,8 @@ def titles(models: list[Run]) -> list[str]:
 
 def normalisation_digest(contender: Contender, archive: Archive, sensors: tuple[str, ...]) -> str:
     """Return the SHA-256 of the bands, units and statistics that a contender's pixels of these sensors are normalised with."""
-    maker = contender.makers[0]
-    if isinstance(maker, ImageStatistics):
+    if "pixels" in contender.roles:
         content = repr([archive.read_statistics()["sensors"].get(name) for name in sensors])
     else:
-        config: EncoderConfig = contender.encoder(0).config
-        content = repr([spec for name in sensors for spec in config.sensors if spec.name == name])
+        content = repr([spec for name in sensors for spec in contender.specs if spec.name == name])
     return hashlib.sha256(content.encode()).hexdigest()

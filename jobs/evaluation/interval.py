@@ -3,6 +3,8 @@
 Samples that are cut from one place are alike, so places are drawn, with replacement, where there are enough of them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jobs.evaluation.metrics import Outcome
@@ -31,6 +33,19 @@ def intervals(outcome: Outcome, seed: int = 0) -> dict[str, tuple[float, float]]
     """Return metric -> (low, high), between which 95 % of the resamples' scores lie; NaN where none is defined."""
     found = [outcome.take(chosen).scores() for chosen in draws(outcome, seed)]
     return {name: _bounds(np.array([scores[name] for scores in found])) for name in found[0]}
+
+
+def gain(own: Sequence[Outcome], other: Sequence[Outcome], metric: str) -> tuple[float, float, float]:
+    """Return by how much one model's score is larger than another's, and the bounds of that: a mean over pairs of seeds.
+
+    Both answer the same samples, and each resample is scored for both: what makes samples hard for both is no uncertainty.
+    """
+    found = [mine.scores()[metric] - theirs.scores()[metric] for mine, theirs in zip(own, other)]
+    drawn = [
+        [mine.take(chosen).scores()[metric] - theirs.take(chosen).scores()[metric] for chosen in draws(mine, 0)]
+        for mine, theirs in zip(own, other)
+    ]
+    return float(np.mean(found)), *_bounds(np.mean(drawn, axis=0))
 
 
 def _bounds(values: np.ndarray) -> tuple[float, float]:

@@ -13,10 +13,13 @@ from typing import Self
 import numpy as np
 from sklearn.metrics import average_precision_score, r2_score
 
+NAMES = ("classes", "metrics")
+"""Fields of outcomes that do not have one entry a sample."""
+
 
 @dataclass(frozen=True)
 class Outcome(ABC):
-    """Answers to N test samples: arrays of one entry a sample, but for `classes`. place (N,) names what belongs together."""
+    """Answers to N test samples: arrays of one entry a sample, but for NAMES. place (N,) names what belongs together."""
 
     place: np.ndarray
 
@@ -25,7 +28,7 @@ class Outcome(ABC):
 
     def take(self, chosen: np.ndarray) -> Self:
         """Return these samples, as often as they are named."""
-        return replace(self, **{f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "classes"})
+        return replace(self, **{f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name not in NAMES})
 
     @abstractmethod
     def scores(self) -> dict[str, float]:
@@ -147,7 +150,7 @@ class Changed(Outcome):
 
 def joined(parts: Sequence[Outcome]) -> Outcome:
     """Return the outcomes of several batches of samples as one."""
-    names = [f.name for f in fields(parts[0]) if f.name != "classes"]
+    names = [f.name for f in fields(parts[0]) if f.name not in NAMES]
     return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 

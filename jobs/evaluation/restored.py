@@ -5,7 +5,7 @@ An answer is images (N, C, Y, X) in the target sensor's unit. What a sample need
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -29,9 +29,6 @@ class Restored(Outcome):
 
     values: np.ndarray
     metrics: tuple[str, ...]
-
-    def take(self, chosen: np.ndarray) -> Self:
-        return replace(self, place=self.place[chosen], values=self.values[chosen])
 
     def scores(self) -> dict[str, float]:
         is_known = ~np.isnan(self.values)

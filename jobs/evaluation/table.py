@@ -1,13 +1,19 @@
 """What rows say together: means over seeds for people, and in words how the first model stands against the baselines."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from jobs.evaluation.cell import Row, read_outcome
 from jobs.evaluation.contenders import RANDOM, SCRATCH, STATISTICS
+from jobs.evaluation.interval import gain
+from jobs.evaluation.metrics import Outcome
 
 GROUP = ["task", "archive", "sensors", "model", "protocol", "fraction", "perturbation", "strength"]
+NAMES = {name: name if name != "protocol" else "method" for name in GROUP}
+"""What a line of the table calls what a row calls so."""
 OWN = "pretrained"
 
 
@@ -48,7 +54,21 @@ def _means(found: list[list[dict[str, Any]]]) -> dict[str, float]:
     return {str(name): float(value) for name, value in values.mean().items()}
 
 
-def notes_of(table: list[dict[str, Any]]) -> list[str]:
+Gain = Callable[[dict[str, Any], dict[str, Any]], tuple[float, float, float]]
+"""From two lines of a table: by how much the first is better, and the bounds of that."""
+
+
+def gains_of(run_url: str, rows: Mapping[str, Row]) -> Gain:
+    """Return what compares two lines sample by sample, from what their cells left."""
+
+    def outcomes(line: dict[str, Any]) -> list[Outcome]:
+        found = [row for row in rows.values() if not row.error and all(line[k] == getattr(row, n) for n, k in NAMES.items())]
+        return [read_outcome(run_url, row) for row in sorted(found, key=lambda row: row.seed)]
+
+    return lambda own, other: gain(outcomes(own), outcomes(other), own["metric"])
+
+
+def notes_of(table: list[dict[str, Any]], gains: Gain) -> list[str]:
     """Say what the table shows of the first model against the baselines, good or bad: the best protocol of each."""
     notes = []
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -58,11 +78,11 @@ def notes_of(table: list[dict[str, Any]]) -> list[str]:
     several = len({key[0] for key in groups}) > 1
     for (task, _, sensors, fraction), lines in groups.items():
         where = (f"{task}, " if several else "") + str(sensors) + (f", {fraction:.0%} of the labels" if fraction < 1 else "")
-        notes += [f"{where}: {said}" for said in _compared(lines)]
+        notes += [f"{where}: {said}" for said in _compared(lines, gains)]
     return notes
 
 
-def _compared(lines: list[dict[str, Any]]) -> list[str]:
+def _compared(lines: list[dict[str, Any]], gains: Gain) -> list[str]:
     best: dict[str, dict[str, Any]] = {}
     for line in sorted((n for n in lines if not np.isnan(n["mean"])), key=lambda n: n["mean"]):
         best[line["model"]] = line
@@ -71,11 +91,11 @@ def _compared(lines: list[dict[str, Any]]) -> list[str]:
     own, said = best[OWN], []
     for other in (RANDOM, STATISTICS, SCRATCH):
         if other in best:
-            gain, theirs = own["mean"] - best[other]["mean"], best[other]
-            apart = "" if own["low"] > theirs["high"] or theirs["low"] > own["high"] else ", within their 95 % intervals"
-            word = "beats" if gain > 0 else "does not beat"
-            methods = own["method"] if own["method"] == theirs["method"] else f"{own['method']} against {theirs['method']}"
-            said.append(f"{OWN} {word} {other} by {gain:+.3f} {own['metric']} ({methods}{apart})")
+            more, low, high = gains(own, best[other])
+            word = "beats" if more > 0 else "does not beat"
+            theirs = best[other]["method"]
+            methods = theirs if own["method"] == theirs else f"{own['method']} against {theirs}"
+            said.append(f"{OWN} {word} {other} by {more:+.3f} {own['metric']} ({methods}; 95 %: {low:+.3f} … {high:+.3f})")
     if "student" in best and own["mean"] > 0:
         said.append(f"student keeps {best['student']['mean'] / own['mean']:.1%} of the teacher's {own['metric']}")
     return said

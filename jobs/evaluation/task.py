@@ -28,6 +28,15 @@ METRICS = {
     "change": "F1",
 }
 """Kinds of tasks that labels make, and the metric that tables show of each."""
+OUTCOMES: dict[str, type[Outcome]] = {
+    "class": Classified,
+    "binary": Ranked,
+    "fraction": Regressed,
+    "multilabel": MultiRanked,
+    "segmentation": Segmented,
+    "change": Changed,
+}
+"""What holds the answers to tasks of a kind."""
 DENSE = ("segmentation", "change")
 """Kinds whose answer is a map."""
 STRATA = 10
@@ -146,16 +155,15 @@ class LabelTask:
 
     def outcome(self, samples: TaskSamples, chosen: np.ndarray, predicted: np.ndarray) -> Outcome:
         """Return what `predicted` is worth: classes, scores of yes, numbers, scores (N, K), or maps (N, Y, X) of classes."""
-        labels, place = samples.labels[chosen], samples.place[chosen]
-        if self.kind == "class":
-            return Classified(place, labels, predicted, self.classes)
-        if self.kind == "multilabel":
-            return MultiRanked(place, labels, predicted, self.classes)
+        made: dict[str, Any] = {"place": samples.place[chosen]}
         if self.kind in DENSE:
             truth = self.targets(samples, chosen)
-            counts = counts_of(truth.classes, predicted, truth.is_labelled, len(self.classes))
-            return (Segmented if self.kind == "segmentation" else Changed)(place, counts, self.classes)
-        return (Ranked if self.kind == "binary" else Regressed)(place, labels, predicted)
+            made["counts"] = counts_of(truth.classes, predicted, truth.is_labelled, len(self.classes))
+        else:
+            made |= {"labels": samples.labels[chosen], "predicted": predicted}
+        if self.label.classes:
+            made["classes"] = self.classes
+        return OUTCOMES[self.kind](**made)
 
 
 def label_task(archive: Archive, name: str, ignored: tuple[str, ...] = ()) -> LabelTask:

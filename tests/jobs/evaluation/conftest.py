@@ -22,6 +22,7 @@ LEVELS_DB = (-20.0, -14.0, -8.0)
 LABELS = {
     "level": Label("class", "tile", ("dark", "grey", "bright")),
     "bands": Label("multilabel", "tile", ("vv_high", "vh_high", "none")),
+    "bright": Label("binary", "tile"),
     "share": Label("fraction", "tile"),
     "water": Label("map", "tile", ("land", "water", "clutter")),
     "flood": Label("map", "site", ("dry", "flooded")),
@@ -46,7 +47,12 @@ def tiles_of(site: str, level: int, rng: np.random.Generator) -> list[Tile]:
         water[:2, -2:] = 2
         nothing = np.ones_like(water, bool)
         nothing[-1] = False
-        labels = {"level": float(level), "share": size / SIDE_PX, "bands": [0, 1] if level == 2 else [0] if level else [2]}
+        labels = {
+            "level": float(level),
+            "bright": float(level == 2),
+            "share": size / SIDE_PX,
+            "bands": [0, 1] if level == 2 else [0] if level else [2],
+        }
         maps = {"water": LabelMap(water, nothing), "flood": LabelMap(flood, nothing)}
         stored = sensor.to_stored(np.clip(sigma0_db, -39, 9).astype(np.float32))
         is_valid = np.ones((SIDE_PX, SIDE_PX), bool)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jobs.evaluation.fractions import check_fractions, draw
-from jobs.evaluation.interval import draws, intervals, units_of
+from jobs.evaluation.interval import draws, gain, intervals, units_of
 from jobs.evaluation.metrics import Classified
 from pipeline.errors import InputError
 
@@ -52,3 +52,17 @@ def test_samples_of_a_place_are_drawn_together() -> None:
 
 def test_few_places_are_not_drawn() -> None:
     assert units_of(outcome(np.ones(30, bool), np.repeat(["x", "y"], 15)))[0] == "samples"
+
+
+def test_gain_is_of_the_same_samples() -> None:
+    """One model is right wherever the other is and on 12 of 300 samples more: each alone is uncertain, the gain is not."""
+    place = np.arange(300).astype(str)
+    other = np.random.default_rng(0).random(300) < 0.5
+    own = other.copy()
+    own[np.flatnonzero(~other)[:12]] = True
+    mean, low, high = gain([outcome(own, place)] * 2, [outcome(other, place)] * 2, "accuracy")
+    assert mean == pytest.approx(0.04)
+    assert 0.015 < low < 0.03
+    assert 0.05 < high < 0.07
+    alone = intervals(outcome(own, place))["accuracy"]
+    assert alone[1] - alone[0] > 0.08

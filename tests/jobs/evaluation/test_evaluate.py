@@ -57,6 +57,7 @@ def test_every_kind_is_answered_with_all_its_baselines(table: pd.DataFrame) -> N
     assert (table["error"] == "").all(), table["error"].tolist()
     expected = {
         "class": {"linear", "sgd", "finetune"},
+        "binary": {"linear", "sgd", "finetune"},
         "multilabel": {"linear", "sgd", "finetune"},
         "fraction": {"linear", "sgd", "finetune"},
         "segmentation": {"decoder", "finetune", "forest"},
@@ -71,6 +72,7 @@ def test_every_kind_is_answered_with_all_its_baselines(table: pd.DataFrame) -> N
 def test_what_can_be_told_from_pixels_is_told(table: pd.DataFrame) -> None:
     best = table[table["model"] == STATISTICS].groupby("task")["score"].max()
     assert best["level"] > 0.9
+    assert best["bright"] > 0.9
     assert best["bands"] > 0.9
     assert best["share"] > 0.7
     assert best["water"] > 0.7
@@ -131,6 +133,19 @@ def test_shares_of_the_labels_are_listed_in_the_run(model: str, cluster: str, tm
         assert listed["site"].str.startswith("told/train").all()
     drawn = [set(listed.query("fraction <= 0.5")[["shard", "row"]].itertuples(index=False)) for listed in lists.values()]
     assert drawn[0] != drawn[1]
+
+
+def test_labels_of_several_archives_in_one_run(told: Archive, model: str, cluster: str, tmp_path: Path) -> None:
+    other = shutil.copytree(told.url, tmp_path / "other")
+    data = ("--data", told.url, "--data", str(other))
+    options = ("--protocols", "knn", "--seeds", "1", *QUICK)
+    summary = summary_of("level,share", model, str(tmp_path / "run"), *data, *options)
+    table = pd.DataFrame(summary["table"])
+    assert table.groupby(["task", "archive"]).size().eq(4).all()
+    assert set(table["archive"]) == {told.url, str(other)}
+    assert set(table.groupby("task")["metric"].first()) == {"accuracy", "R2"}
+    halves = [table[table["archive"] == url].drop(columns="archive").reset_index(drop=True) for url in (told.url, str(other))]
+    assert halves[0]["mean"].equals(halves[1]["mean"]), "the same data give the same scores"
 
 
 def test_killed_run_goes_on_without_repeating_a_cell(model: str, cluster: str, tmp_path: Path) -> None:

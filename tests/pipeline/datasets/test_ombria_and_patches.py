@@ -55,6 +55,16 @@ def test_ombria_on_real_chips(shared_data: Path) -> None:
     assert all(np.array_equal(tile.maps["flooded"].classes == 1, flooded) for tile in tiles)
 
 
+def test_ombria_holds_out_events_beside_the_training_set() -> None:
+    places = {f"{name}/{n}": "" for name, count in (("train", 40), ("event_x", 5), ("event_y", 3)) for n in range(count)}
+    found = ombria.splits("", places)
+    assert found.keys() == places.keys()
+    assert {place for place, split in found.items() if split == "test"} == {p for p in places if not p.startswith("train/")}
+    assert 2 <= sum(split == "val" for split in found.values()) <= 16
+    alone = ombria.splits("", {place: "" for place in places if place.startswith("train/")})
+    assert set(alone.values()) == {"train", "val", "test"}
+
+
 def write_patches(folder: Path, pixels: np.ndarray, bands: list[str]) -> Path:
     np.savez(folder / "patches.npz", image=pixels, bands=np.array(bands), id=np.array([f"p{n}" for n in range(len(pixels))]))
     return folder / "patches.npz"
