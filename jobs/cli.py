@@ -112,14 +112,22 @@ class Ingest:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the encoder of a checkpoint as safetensors and JSON: the run may still go on."""
+    """Write an encoder as safetensors and JSON with a model card, and as graphs for other runtimes; the run may still go on."""
 
     run: Positional[str]
-    """Folder of a pretrain or distill run."""
+    """Folder of a pretrain or distill run, or of a finished model inside one."""
     model: Positional[str]
     """Folder for the encoder."""
     step: int | None = None
     """Of a checkpoint that was kept (--keep-every, --keep-best); default: the last one."""
+    formats: tuple[Literal["safetensors", "torch", "onnx", "int8"], ...] = ("safetensors",)
+    """safetensors always; torch: torch.export; int8: ONNX with whole numbers in its products, for CPUs. A file for each sensor."""
+    data: str | None = None
+    """Archive on whose tiles the files are compared with the encoder; default: the one it was trained on."""
+    scores: str | None = None
+    """Folder of an evaluate run whose table goes into the card."""
+    licence: str | None = None
+    """Of the weights, for the card."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +221,7 @@ def _export(arguments: list[str]) -> dict[str, Any]:
     from jobs.export import export
 
     options = _parse(Export, arguments, "export")
-    return export(options.run, options.model, options.step)
+    return export(options.run, options.model, options.step, options.formats, options.data, options.scores, options.licence)
 
 
 def _repair(arguments: list[str]) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class Encoder(nn.Module):
         tokens_BND, grid = self.tokens(normalised, spec, is_hidden, time_days, lonlat_deg, generator)
         is_key = None
         if self.mask_token is None:
-            is_key = ~is_hidden.view(len(tokens_BND), grid.times, 1, -1).expand(-1, -1, grid.groups, -1).flatten(1)
+            is_key = ~is_hidden.view(tokens_BND.shape[0], grid.times, 1, -1).expand(-1, -1, grid.groups, -1).flatten(1)
         outputs, prefix, balance = self.backbone(tokens_BND, is_key, generator)
         maps = [output.unflatten(1, grid.shape).mean(2).flatten(0, 1) for output in outputs]
         return Features(maps, prefix.repeat_interleave(grid.times, 0), balance)
@@ -241,9 +241,10 @@ class Encoder(nn.Module):
         tokens = self.stem(normalised, spec)
         if self.mask_token is not None and is_hidden is not None:
             tokens = self.mask_token(tokens, is_hidden[:, None].expand(tokens.shape[:-1]))
-        unknown = tokens.new_full((len(tokens), 2), torch.nan, dtype=torch.float64)
+        # Not len(): a traced graph would be of that many tiles only.
+        unknown = tokens.new_full((tokens.shape[0], 2), torch.nan, dtype=torch.float64)
         time_days = unknown[:, :1] if time_days is None else time_days
-        lonlat_deg = unknown[: len(time_days)] if lonlat_deg is None else lonlat_deg
+        lonlat_deg = unknown[: time_days.shape[0]] if lonlat_deg is None else lonlat_deg
         if self.config.frames == "apart":
             lonlat_deg, time_days = lonlat_deg.repeat_interleave(time_days.shape[1], 0), time_days.reshape(-1, 1)
         groups, rows, columns = tokens.shape[1:4]
@@ -285,7 +286,8 @@ class Encoder(nn.Module):
         chosen = features.maps[-1:]
         if self.config.pool == "stages":
             chosen = [F.layer_norm(m.float(), m.shape[-1:]) for m in features.maps[:-1]] + chosen
-        weight = torch.where(is_valid_cell.any(-1, keepdim=True).any(-2, keepdim=True), is_valid_cell, True).float()
+        is_any = is_valid_cell.any(-1, keepdim=True).any(-2, keepdim=True)
+        weight = (is_valid_cell | ~is_any).float()
         return torch.cat([_weighted_mean(m.float(), weight) for m in chosen], -1)
 
     def save(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
