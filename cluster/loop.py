@@ -70,6 +70,9 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
         trained = job.finished(sensor_specs(archive), weights)
         with storage.staged_folder(run.path("model")) as folder:
             trained.encoder.save(folder, job.extra)
+        for name, encoder in getattr(trained, "encoders", {}).items():
+            with storage.staged_folder(run.path("models", name)) as folder:
+                encoder.save(folder, job.extra)
         save_reconstructions(trained, replace(SampleSource(archive, config.view), splits=("val", "test")), task.plan, run)
     _commit(host, engine, config.num_steps, terms, kept, run, must_wait=True)
     return terms

@@ -43,7 +43,8 @@ def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_u
         "times_smaller": round(teacher.num_parameters / student.num_parameters, 1),
         "times_smaller_active": round(teacher.num_active_parameters / student.num_parameters, 1),
     }
-    return run.finish({"recipe": recipe_name, **inputs, "model": run.path("model"), **sizes, **facts})
+    others = {name: run.path("models", name) for name in storage.names(run.path("models"))}
+    return run.finish({"recipe": recipe_name, **inputs, "model": run.path("model"), "models": others, **sizes, **facts})
 
 
 def load_encoder(model_url: str) -> Encoder:
