@@ -74,9 +74,9 @@ def real_tiles(archive: Archive, name: str, count: int = NUM_TILES) -> RealTiles
 
 def require_formats(formats: tuple[Format, ...], encoder: Encoder) -> None:
     """Raise InputError, saying why, if one of `formats` cannot be written here or of this encoder."""
-    if {"onnx", "int8"} & set(formats):
-        if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-            raise InputError(f"onnx and int8 need {', '.join(missing)}; pip install 'terraloom[export]'")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if {"onnx", "int8"} & set(formats) and missing:
+        raise InputError(f"onnx and int8 need {', '.join(missing)}; pip install 'terraloom[export]'")
     if "int8" in formats and isinstance(encoder.config.backbone, ResnetConfig):
         raise InputError(
             "int8 makes whole numbers of matrix products, a resnet is convolutions and would stay as it is; leave int8 out"

@@ -27,14 +27,14 @@ def model_card(
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
     parts = [
         f"# Terraloom encoder, recipe `{config['inputs']['recipe']}`",
-        f"A {backbone.kind} of {encoder.num_parameters:,} parameters ({encoder.num_active_parameters:,} active for each token). Tokens "
-        f"are {encoder.config.token_size_m:g} m wide, a tile's embedding has {encoder.config.pooled_width} values.",
+        f"A {backbone.kind} of {encoder.num_parameters:,} parameters ({encoder.num_active_parameters:,} active for each token). "
+        f"Tokens are {encoder.config.token_size_m:g} m wide, a tile's embedding has {encoder.config.pooled_width} values.",
         "```python\nfrom models import Batch, Encoder, Tiles\n\nencoder = Encoder.load(FOLDER)\n"
         "embedding = encoder.encode(Batch(...))[SENSOR].pooled\n```",
         "## Sensors\n\nBands in this order, in these units; the encoder normalises by itself and refuses others.\n\n"
         + _sensors(encoder),
-        f"## Training\n\n`{config['job']}`{taught}: {step:,} steps of {train['lanes'] * train['batch_size']} samples, seed {train['seed']}. "
-        f"Versions: {versions}. The whole configuration is in `config.json`.",
+        f"## Training\n\n`{config['job']}`{taught}: {step:,} steps of {train['lanes'] * train['batch_size']} samples, "
+        f"seed {train['seed']}. Versions: {versions}. The whole configuration is in `config.json`.",
         f"## Data\n\nArchive `{archive.url}`, digest `{archive.digest()}`, sites of {archive.grid.site_size_m:g} m, tiles: "
         + ", ".join(f"{count:,} {name}" for name, count in tiles.items())
         + ". The train split was learned from.",

@@ -33,6 +33,8 @@ USAGE = """usage: terraloom JOB ... [--json]
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
   estimate   RECIPE --gpus N --gpu h200        memory, hours, data rates and price of a pretrain run before it starts
   evaluate   TASK MODEL_RUN RUN                probe frozen encoders beside baselines
+  embed      MODEL_RUN ARCHIVE|RASTER OUT      embeddings of an archive's tiles, or of an image of any size
+  embed      search INDEX --like WHAT          what lies in an embedded archive or image and looks alike
   report     RUN...                            one HTML page about runs
   sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
   submit     [--address URL] JOB ...           run a job on a Ray cluster through its job server
@@ -302,6 +304,45 @@ def _evaluate(arguments: list[str]) -> dict[str, Any]:
     return evaluate(options.task, options.model_run, options.also, options.data, options.run, options.config)
 
 
+def _embed(arguments: list[str]) -> dict[str, Any]:
+    from cluster.connect import connect
+    from jobs.embed import EmbedConfig, embed
+
+    if arguments[:1] == ["search"]:
+        return _search(arguments[1:])
+
+    @dataclass(frozen=True)
+    class Options:
+        model_run: Positional[str]
+        """Run folder of a finished pretrain or distill, or a model folder inside one."""
+        source: Positional[str]
+        """An archive; or a raster file, a folder of them, or a STAC file of scenes of one ground."""
+        out: Positional[str]
+        """Folder for the embeddings."""
+        config: OmitArgPrefixes[EmbedConfig] = field(default_factory=EmbedConfig)
+
+    options = _parse(Options, arguments, "embed", "Embed an archive's tiles, or an image of any size. Goes on where it was killed.")
+    connect()
+    return embed(options.model_run, options.source, options.out, options.config)
+
+
+def _search(arguments: list[str]) -> dict[str, Any]:
+    from jobs.search import SearchConfig, search
+
+    @dataclass(frozen=True)
+    class Options:
+        index: Positional[str]
+        """Folder that 'terraloom embed' wrote as geoparquet."""
+        like: str
+        """An id of the index, a site, LON,LAT in degrees, or the path of an image."""
+        out: str | None = None
+        """Folder for neighbours.json and neighbours.png; default: INDEX/search."""
+        config: OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
+
+    options = _parse(Options, arguments, "embed search", "Find what looks alike in an embedded archive or image.")
+    return search(options.index, options.like, options.out, options.config)
+
+
 def _report(arguments: list[str]) -> dict[str, Any]:
     from jobs.report import report
 
@@ -350,6 +391,7 @@ JOBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "distill": _distill,
     "estimate": _estimate,
     "evaluate": _evaluate,
+    "embed": _embed,
     "report": _report,
     "sensors": _sensors,
     "submit": _submit,

@@ -1,4 +1,4 @@
-"""terraloom export RUN MODEL: the encoder of a run that is still going on, of a checkpoint that was kept, or of a finished model."""
+"""terraloom export RUN MODEL: the encoder of a run that still goes on, of a checkpoint that was kept, or of a finished model."""
 
 from typing import Any
 

@@ -24,6 +24,7 @@ from models.gather import take
 from models.initialise import initialise
 from models.moe import MixtureOfExperts
 from models.position_embedding import PositionConfig, PositionEmbedding, TokenGrid
+from models.remote import digest_of, local_folder
 from models.resnet import Resnet, ResnetConfig
 from models.sensor import SensorSpec
 from models.stems import load as load_stems
@@ -296,15 +297,20 @@ class Encoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, folder / "model.safetensors")
-        content = {"format": FORMAT, "version": VERSION, "encoder": self.config.to_dict(), "extra": extra or {}}
+        digest = digest_of(folder / "model.safetensors")
+        content = {"format": FORMAT, "version": VERSION, "sha256": digest, "encoder": self.config.to_dict(), "extra": extra or {}}
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Encoder":
-        """Return the encoder saved in `folder`, float32, in evaluation mode, on the CPU."""
-        content = _read_config(Path(folder))
+        """Return the encoder saved in `folder`, float32, in evaluation mode, on the CPU.
+
+        `folder` may be an https:// URL, or s3:// where s3fs is installed: copied once, see `remote.py`.
+        """
+        folder = local_folder(str(folder)) if "://" in str(folder) else Path(folder)
+        content = _read_config(folder)
         encoder = cls(EncoderConfig.from_dict(content["encoder"]))
-        path = Path(folder) / "model.safetensors"
+        path = folder / "model.safetensors"
         try:
             encoder.load_state_dict(load_file(path))
         except FileNotFoundError:

@@ -59,6 +59,13 @@ class Archive:
         table = pd.concat(parts, ignore_index=True)
         return table.sort_values(["shard", "sensor", "row"], ignore_index=True)
 
+    def rows(self, shard: str) -> gpd.GeoDataFrame:
+        """Return one row per tile of one shard, ordered by sensor and row."""
+        part = self._read_part(shard)
+        if part is None:
+            raise InputError(f"shard '{shard}' is no longer in archive '{self.url}'; start a new run")
+        return part.sort_values(["sensor", "row"], ignore_index=True)
+
     def tiles(self, shards: Sequence[str]) -> pd.DataFrame:
         """Return of each tile in `shards` the columns that say where and when it is; far less than the catalog holds."""
         if len(shards) == 1:

@@ -90,11 +90,13 @@ def relation_distance(made_BD: Tensor, wanted_BE: Tensor, is_present_B: Tensor) 
 def prototype_distance(made_BD: Tensor, wanted_BD: Tensor, is_present_B: Tensor, prototypes_KD: Tensor) -> Tensor:
     """Return (B,) float32: cross-entropy of two soft choices among prototypes, 0 for samples that are absent.
 
-    As DINO's (Caron et al. 2021, arXiv 2104.14294) with a teacher that stands still: its prototypes are fixed directions, its centre
-    is the global batch's mean, and both temperatures are one.
+    As DINO's (Caron et al. 2021, arXiv 2104.14294) with a teacher that stands still: its prototypes are fixed directions, its
+    centre is the global batch's mean, and both temperatures are one. Both sides are in units of the teacher's spread, not each of its
+    own length: a student begins near 0, where a direction is noise.
     """
     present_M1 = gather(is_present_B.float()[:, None])
     centre_D = (gather(wanted_BD) * present_M1).sum(0) / present_M1.sum().clamp_min(1)
-    logits = [F.normalize(part.float() - centre_D, dim=-1, eps=1e-6) @ prototypes_KD.T for part in (made_BD, wanted_BD)]
-    chosen_BK = (logits[1] / TEMPERATURE).softmax(-1)
-    return -(chosen_BK * (logits[0] / TEMPERATURE).log_softmax(-1)).sum(-1) * is_present_B
+    square_M = (gather(wanted_BD) - centre_D).square().sum(-1) * present_M1[:, 0]
+    spread = (square_M.sum() / present_M1.sum().clamp_min(1)).sqrt().clamp_min(1e-6)
+    made_BK, wanted_BK = ((part.float() - centre_D) @ prototypes_KD.T / (spread * TEMPERATURE) for part in (made_BD, wanted_BD))
+    return -(wanted_BK.softmax(-1) * made_BK.log_softmax(-1)).sum(-1) * is_present_B
