@@ -76,7 +76,7 @@ def embed_block(task: RasterTask, block: Span) -> None:
     encoder = _loaded(task.model_url)
     embeddings, is_valid = _blended(task, encoder, block)
     buffer = io.BytesIO()
-    np.savez(buffer, embeddings=embeddings, is_valid=is_valid)  # type: ignore[arg-type]
+    np.savez(buffer, embeddings=embeddings, is_valid=is_valid)
     storage.write_bytes(task.path(block), buffer.getvalue())
 
 

@@ -105,6 +105,7 @@ def _counted(folder: str, parts: list[str], sensor: str) -> tuple[np.ndarray, np
 def _filled(folder: str, parts: list[str], sensor: str, count: int, centre: np.ndarray) -> Any:
     import faiss
 
+    made: Any
     if count <= EXACT_UP_TO:
         made = faiss.IndexFlatIP(len(centre))
     else:

@@ -53,6 +53,14 @@ class EmbedConfig:
     memory_mib: int = 256
     """Most that a task may hold of pixels and results, MiB; libraries and model come on top."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise InputError(f"overlap is {self.overlap:g}, expected [0, 1), a share of a window")
+        if self.memory_mib < 1:
+            raise InputError(f"memory_mib is {self.memory_mib}, expected at least 1")
+        if self.window_m < 0 or self.margin_m < 0:
+            raise InputError(f"window_m is {self.window_m:g} and margin_m {self.margin_m:g}, expected 0 or more")
+
 
 def embed(model_url: str, source: str, out: str, config: EmbedConfig) -> dict[str, Any]:
     """Embed an archive or a raster into folder `out`; what was done before is not done again."""

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import geopandas as gpd
 import numpy as np
@@ -34,7 +34,7 @@ def write_zarr(folder: Path, name: str, ground: Ground, width: int, block: int, 
     group = zarr.open_group(str(folder), mode="a", zarr_format=3).create_group(name)
     rows, columns = ground.shape
     size = min(block, rows), min(block, columns)
-    attributes = {"grid_mapping": "spatial_ref"}
+    attributes: dict[str, Any] = {"grid_mapping": "spatial_ref"}
     dimensions = ("feature", "y", "x")
     found = group.create_array(
         "embedding",
@@ -49,7 +49,7 @@ def write_zarr(folder: Path, name: str, ground: Ground, width: int, block: int, 
         ("y", ground.top - (np.arange(rows) + 0.5) * ground.cell_m),
         ("x", ground.left + (np.arange(columns) + 0.5) * ground.cell_m),
     ):
-        standard = {"standard_name": f"projection_{axis}_coordinate", "units": "m"}
+        standard: dict[str, Any] = {"standard_name": f"projection_{axis}_coordinate", "units": "m"}
         group.create_array(axis, data=values, dimension_names=(axis,), attributes=standard)
     group.create_array("spatial_ref", data=np.array(0), dimension_names=(), attributes=CRS(ground.crs).to_cf())
     for span, embeddings, is_valid in blocks:

@@ -111,7 +111,8 @@ class Distillation(Taught):
         name = sensors[batch.index % len(sensors)].name
         with torch.no_grad():
             targets = self._targets(batch, name)
-        losses, terms = [], {}
+        losses: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
         for pupil, encoder, heads in self._pupils():
             found = self._learn(encoder, heads, name, batch.tiles[name], targets, generator)
             losses.append(found.pop("loss"))

@@ -29,7 +29,7 @@ def coarsened(map_ByxD: Tensor, grid: Sequence[int]) -> Tensor:
     """Return a map's means over the cells of a coarser grid (y, x); the map itself where that is its own."""
     if tuple(map_ByxD.shape[1:3]) == tuple(grid):
         return map_ByxD
-    return F.adaptive_avg_pool2d(map_ByxD.permute(0, 3, 1, 2), tuple(grid)).permute(0, 2, 3, 1)
+    return F.adaptive_avg_pool2d(map_ByxD.permute(0, 3, 1, 2), (grid[0], grid[1])).permute(0, 2, 3, 1)
 
 
 def whiten(map_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ def prototype_distance(made_BD: Tensor, wanted_BD: Tensor, is_present_B: Tensor,
     """Return (B,) float32: cross-entropy of two soft choices among prototypes, 0 for samples that are absent.
 
     As DINO's (Caron et al. 2021, arXiv 2104.14294) with a teacher that stands still: its prototypes are fixed directions, its
-    centre is the global batch's mean, and both temperatures are one. Both sides are in units of the teacher's spread, not each of its
-    own length: a student begins near 0, where a direction is noise.
+    centre is the global batch's mean, and both temperatures are one. Both sides are in units of the teacher's spread, not
+    each of its own length: a student begins near 0, where a direction is noise.
     """
     present_M1 = gather(is_present_B.float()[:, None])
     centre_D = (gather(wanted_BD) * present_M1).sum(0) / present_M1.sum().clamp_min(1)

@@ -101,7 +101,7 @@ def test_a_copy_serves_alone_and_says_so(served: tuple[Path, str], encoder: Enco
         Encoder.load(url)
     (copy,) = (tmp_path / "cache").rglob("model.safetensors")
     copy.write_bytes(copy.read_bytes()[:-1])
-    with pytest.raises(InputError, match="cannot read .*config.json"):
+    with pytest.raises(InputError, match=r"cannot read .*config.json"):
         Encoder.load(url)
 
 

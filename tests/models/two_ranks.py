@@ -97,7 +97,7 @@ def distillations() -> dict[str, nn.Module]:
     everything = DistillationConfig(
         replace(student, sensors=(RADAR,)),
         relation_weight=1.0,
-        prototype_weight=1.0,
+        prototype_weight=0.01,
         num_prototypes=12,
         taught_by=("optical", "radar"),
         others=(("swin", swin),),

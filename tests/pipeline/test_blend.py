@@ -58,5 +58,5 @@ def test_blocks_know_all_windows_that_reach_into_them() -> None:
 
 @pytest.mark.parametrize(("shape", "window", "overlap", "margin"), [((8, 8), 4, 4, 0), ((8, 8), 4, 2, 2), ((3, 8), 4, 2, 0)])
 def test_windows_that_do_not_fit_are_refused(shape: tuple[int, int], window: int, overlap: int, margin: int) -> None:
-    with pytest.raises(InputError, match="expected an overlap|use smaller windows"):
+    with pytest.raises(InputError, match=r"expected an overlap|use smaller windows"):
         Blend(shape, window, overlap, margin)
