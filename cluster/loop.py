@@ -50,6 +50,7 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
     job, config = task.job, task.job.config
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // host.neighbours))
     archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
+    archive.features_url = config.features
     engine = _engine(job, archive, host)
     start = host.start(engine)
     recorder = None

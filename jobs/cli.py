@@ -306,7 +306,7 @@ def _evaluate(arguments: list[str]) -> dict[str, Any]:
 
 def _embed(arguments: list[str]) -> dict[str, Any]:
     from cluster.connect import connect
-    from jobs.embed import EmbedConfig, embed
+    from jobs.embed import EmbedConfig, embed, embed_into
 
     if arguments[:1] == ["search"]:
         return _search(arguments[1:])
@@ -317,12 +317,18 @@ def _embed(arguments: list[str]) -> dict[str, Any]:
         """Run folder of a finished pretrain or distill, or a model folder inside one."""
         source: Positional[str]
         """An archive; or a raster file, a folder of them, or a STAC file of scenes of one ground."""
-        out: Positional[str]
+        out: Positional[str | None] = None
         """Folder for the embeddings."""
+        into_archive: bool = False
+        """Keep all maps of the tiles beside the archive instead, so that 'distill --precomputed True' need not run the teacher."""
         config: OmitArgPrefixes[EmbedConfig] = field(default_factory=EmbedConfig)
 
     options = _parse(Options, arguments, "embed", "Embed an archive's tiles, or an image of any size. Goes on where it was killed.")
+    if (options.out is None) != options.into_archive:
+        raise InputError("embed writes to a folder or into the archive; expected one of OUT and --into-archive True")
     connect()
+    if options.out is None:
+        return embed_into(options.model_run, options.source)
     return embed(options.model_run, options.source, options.out, options.config)
 
 

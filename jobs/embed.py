@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.embedding import ModelFeatures, features_of_shard
+from cluster.embedding import ModelFeatures, features_of_shard, maps_of_shard
 from cluster.raster import RasterTask, block_cells, block_name, cell_m, embed_block, read_block
 from cluster.run import Run
 from jobs.archives import TASK_CPUS
-from jobs.distill import load_encoder, model_folder
+from jobs.distill import load_encoder, model_digest, model_folder
 from jobs.progress import gather
 from models.encoder import Encoder
 from pipeline import storage
 from pipeline.archive import INDEX, Archive, open_archive
 from pipeline.blend import Blend, Span
 from pipeline.errors import InputError
+from pipeline.features import features_url, missing, write_about, write_features
 from pipeline.maps import PARTS, MapFormat, write_cells, write_cog, write_part, write_zarr
 from pipeline.mosaic import Ground, Mosaic, ground_of, mosaics
 from pipeline.scan import Given, scan
@@ -86,6 +87,31 @@ def _embed_archive(run: Run, model: str, encoder: Encoder, archive: Archive, con
         pass
     facts = {"sensors": wanted, "width": encoder.config.pooled_width, "parts": len(archive.published())}
     return run.finish({**inputs, **facts})
+
+
+def embed_into(model_url: str, archive_url: str) -> dict[str, Any]:
+    """Keep what a teacher makes of every tile beside the archive, for students; only what is missing is done."""
+    model, archive = model_folder(model_url), open_archive(archive_url)
+    encoder = load_encoder(model)
+    names = [spec.name for spec in encoder.config.sensors if spec.name in archive.sensors]
+    if not names:
+        raise InputError(f"archive '{archive.url}' and the model share no sensor; give another model")
+    url = features_url(archive, model_digest(model))
+    write_about(url, model, names, encoder.config.backbone.num_stages)
+    todo, shared = missing(url, archive), ray.put(archive)
+    remote = ray.remote(num_cpus=TASK_CPUS)(_keep_shard)
+    for _ in gather({remote.remote(shared, model, url, shard, names): shard for shard in todo}, "features"):
+        pass
+    return {"job": "embed", "archive": archive.url, "features": url, "sensors": names, "shards": len(todo)}
+
+
+def _keep_shard(archive: Archive, model: str, url: str, shard: str, sensors: list[str]) -> None:
+    encoder, rows = load_encoder(model), archive.rows(shard)
+    maps = {
+        str(name): maps_of_shard(archive, encoder, shard, str(name), group["row"].to_numpy())
+        for name, group in rows[rows["sensor"].isin(sensors)].groupby("sensor")
+    }
+    write_features(url, archive, shard, maps)
 
 
 def _embed_shard(archive: Archive, model: str, shard: str, sensors: list[str], url: str) -> None:

@@ -45,6 +45,9 @@ class Archive:
         self.sensors = sensors
         self.labels = labels
 
+    features_url = ""
+    """Where features are that are read beside the tiles (`features.py`); none by default."""
+
     def published(self) -> list[str]:
         """Return the ids of the shards that readers see."""
         parts = storage.names(storage.join(self.url, "catalog"))

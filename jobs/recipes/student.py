@@ -52,6 +52,8 @@ class StudentRecipe:
     """Sensors that the teacher sees while the student sees one of its own; none: the same one."""
     students: tuple[Size, ...] = ()
     """Further students from the same passes of the teacher, each in RUN/models, by name."""
+    precomputed: bool = False
+    """Read what the teacher makes of each tile from the archive, where 'terraloom embed --into-archive True' put it."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def build(self, sensors: tuple[SensorSpec, ...], teacher: Encoder, generator: torch.Generator) -> Distillation:

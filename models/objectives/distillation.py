@@ -4,8 +4,9 @@ Feature distillation in the manner of Wei et al. 2022 (arXiv 2205.14141: smooth 
 stage, and on their means over the tile, which probes and users see. Whitening is full (ZCA over the batch's tokens), not
 per channel: a masked-modelling teacher keeps most of its variance in a few directions, and a student that matches only
 those loses what tells classes apart. Beside that, where a weight asks for it, relations between samples and soft choices among
-prototypes (`targets.py`). A student sees one sensor per step in turn, the teacher the same whole tiles, or those of other
-sensors of the same sites; each normalises with its own statistics. Several students learn from one pass of the teacher.
+prototypes (`targets.py`).
+A student sees one sensor per step in turn, the teacher the same whole tiles, or those of other sensors of the same sites; each
+normalises with its own statistics. Several students learn from one pass of the teacher, or from what it made of the tiles before.
 Legend: B samples (dates counted as samples), Y X pixels, y x cells of a stage's map, D width of the teacher there.
 """
 
@@ -126,8 +127,10 @@ class Distillation(Taught):
             tiles, spec = batch.tiles[sensor], teacher.spec(sensor)
             spec.check(tiles, teacher.config.token_size_m)
             is_valid = tiles.is_observed.flatten(0, 1)
-            seen, _ = teacher.normalise(tiles, spec)
-            taught, is_valid_cell = teacher.features(seen, is_valid, sensor).maps, teacher.cells(is_valid, sensor)
+            is_valid_cell = teacher.cells(is_valid, sensor)
+            if (taught := [*batch.features.get(sensor, ())]) == []:
+                seen, _ = teacher.normalise(tiles, spec)
+                taught = teacher.features(seen, is_valid, sensor).maps
             found.append([(whiten(part, at_size(is_valid_cell, part)), at_size(is_valid_cell, part)) for part in taught])
         return [mean_over_sensors(*zip(*stage)) for stage in zip(*found)]
 
