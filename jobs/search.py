@@ -23,6 +23,8 @@ from pipeline.errors import InputError
 from pipeline.maps import PARTS
 from pipeline.mosaic import Ground, ground_of, mosaics
 
+FARTHEST_DEG = 0.05
+"""A place farther from all rows is outside: about 5 km."""
 LONLAT = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*")
 
 
@@ -113,8 +115,9 @@ def _row_at(url: str, lon_deg: float, lat_deg: float, sensor: str) -> gpd.GeoDat
         distance = shapely.distance(rows.geometry.to_numpy(), here) if len(rows) else np.array([np.inf])
         if distance.min() < least:
             least, best = float(distance.min()), rows.iloc[[int(distance.argmin())]]
-    if best is None:
-        raise InputError(f"'{url}' has no {sensor} with a place on the ground; give an id")
+    if best is None or least > FARTHEST_DEG:
+        where = f"; the nearest is {least:.2g} degrees away" if best is not None else ""
+        raise InputError(f"'{url}' has no {sensor} at {lon_deg:g},{lat_deg:g}{where}; give a place inside, or an id")
     return best
 
 
@@ -172,7 +175,7 @@ def _picture(query: Query, found: list[tuple[gpd.GeoDataFrame, float, np.ndarray
     for axis, (title, pixels) in zip(axes[0], shown):
         if pixels is not None:
             axis.imshow(np.nan_to_num(to_rgb(pixels, bands, pixels)))
-        axis.set_title(title if len(title) < 60 else f"…{title[-55:]}", fontsize=6)
+        axis.set_title(title if len(title) < 40 else f"…{title[-36:]}", fontsize=6)
         axis.set_xticks([])
         axis.set_yticks([])
     buffer = io.BytesIO()
