@@ -84,7 +84,7 @@ class StudentRecipe:
 def student() -> StudentRecipe:
     """A dense Swin of 0.75 M parameters: `terraloom distill student TEACHER_RUN ARCHIVE RUN`, about three minutes on two CPU cores.
 
-    Eight and a half times smaller than the `msgfm` recipe's encoder. Whitened by each worker, as it was when the README's table was made.
+    Eight and a half times smaller than the `msgfm` recipe's encoder. Each worker whitens its own share, as for the README's table.
     """
     return StudentRecipe(
         backbone=_swin("swin"),
