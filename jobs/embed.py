@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from cluster.run import Run
 from jobs.archives import TASK_CPUS
 from jobs.distill import load_encoder, model_digest, model_folder
 from jobs.progress import gather
+from jobs.simulate import time_of
 from models.encoder import Encoder
 from pipeline import storage
 from pipeline.archive import INDEX, Archive, open_archive
@@ -76,7 +76,7 @@ def _embed_archive(run: Run, model: str, encoder: Encoder, archive: Archive, con
     """Write OUT/parts/<shard>.parquet, a row for each tile."""
     names = [spec.name for spec in encoder.config.sensors if spec.name in archive.sensors]
     wanted = _chosen(config, names, f"archive '{archive.url}' and the model share")
-    inputs = {"model": model, "kind": "archive", "source": archive.url, "digest": archive.digest()}
+    inputs = {"model": model, "weights": model_digest(model), "kind": "archive", "source": archive.url, "digest": archive.digest()}
     if finished := run.begin(config, inputs):
         return finished
     done = set(storage.names(run.path(PARTS)))
@@ -135,12 +135,8 @@ def _embed_raster(run: Run, model: str, encoder: Encoder, source: str, config: E
     ground = ground_of(found, cell, window)
     blend = Blend(ground.shape, window, min(window - 1, round(window * config.overlap)), math.ceil(config.margin_m / cell))
     sizes = {name: block_cells(blend, encoder, name, config.memory_mib * 2**20) for name in found}
-    inputs = {
-        "model": model,
-        "kind": "raster",
-        "source": source,
-        "scenes": [scene.id for m in found.values() for scene in m.scenes],
-    }
+    shown = [scene.id for mosaic in found.values() for scene in mosaic.scenes]
+    inputs = {"model": model, "weights": model_digest(model), "kind": "raster", "source": source, "scenes": shown}
     if finished := run.begin(config, inputs):
         return finished
     width = encoder.config.backbone.width(encoder.config.backbone.num_stages - 1)
@@ -208,7 +204,7 @@ def scenes_at(source: str, sensor: str | None, time: str | None) -> tuple[list[S
     else:
         if not storage.exists(source):
             raise InputError(f"'{source}' does not exist; give an archive, a raster file, a folder of them or a STAC file")
-        given = Given(load_sensor(sensor) if sensor else None, datetime.fromisoformat(time).replace(tzinfo=UTC) if time else None)
+        given = Given(load_sensor(sensor) if sensor else None, time_of(time) if time else None)
         fs, path = storage.filesystem(source)
         is_folder = fs.isdir(path) and not source.rstrip("/").lower().endswith(".zarr")
         folder = source if is_folder else source.rstrip("/").rpartition("/")[0]
