@@ -23,7 +23,7 @@ from pipeline.blend import Blend, Span
 from pipeline.errors import InputError
 from pipeline.features import features_url, missing, write_about, write_features
 from pipeline.maps import PARTS, MapFormat, write_cells, write_cog, write_part, write_zarr
-from pipeline.mosaic import Ground, Mosaic, ground_of, mosaics
+from pipeline.mosaic import Mosaic, ground_of, mosaics
 from pipeline.scan import Given, scan
 from pipeline.scene import Scene
 from pipeline.sensors import load_sensor
@@ -126,31 +126,56 @@ def _embed_shard(archive: Archive, model: str, shard: str, sensors: list[str], u
         write_part(url, rows[["id", "site", "sensor", "time", "order", "shard", "row", "split", "geometry"]], np.concatenate(parts))
 
 
+@dataclass(frozen=True)
+class RasterPlan:
+    """How an image is done: of each sensor what its tasks are given, and the side of its blocks in cells."""
+
+    tasks: dict[str, RasterTask]
+    sizes: dict[str, int]
+    width: int
+
+    @property
+    def first(self) -> RasterTask:
+        """Ground and windows are the same for all sensors."""
+        return next(iter(self.tasks.values()))
+
+    def blocks(self, name: str) -> Iterator[tuple[Span, np.ndarray, np.ndarray]]:
+        """Yield the finished blocks of a sensor, one after the other."""
+        for block in self.first.blend.blocks(self.sizes[name]):
+            yield block, *read_block(self.tasks[name], block)
+
+
 def _embed_raster(run: Run, model: str, encoder: Encoder, source: str, config: EmbedConfig) -> dict[str, Any]:
+    """Write a map of each sensor in the format that is asked for."""
     scenes, refused = scenes_at(source, config.sensor, config.datetime)
-    known = [spec.name for spec in encoder.config.sensors if spec.name in {scene.sensor.name for scene in scenes}]
+    present = {scene.sensor.name for scene in scenes}
+    known = [spec.name for spec in encoder.config.sensors if spec.name in present]
     found = mosaics(scenes, _chosen(config, known, f"'{source}' and the model share"))
-    cell = cell_m(encoder)
-    window = max(1, round((config.window_m or _training_size_m(model)) / cell))
-    ground = ground_of(found, cell, window)
-    blend = Blend(ground.shape, window, min(window - 1, round(window * config.overlap)), math.ceil(config.margin_m / cell))
-    sizes = {name: block_cells(blend, encoder, name, config.memory_mib * 2**20) for name in found}
+    plan = _plan(run, model, encoder, found, config)
     shown = [scene.id for mosaic in found.values() for scene in mosaic.scenes]
     inputs = {"model": model, "weights": model_digest(model), "kind": "raster", "source": source, "scenes": shown}
     if finished := run.begin(config, inputs):
         return finished
-    width = encoder.config.backbone.width(encoder.config.backbone.num_stages - 1)
-    for name, mosaic in found.items():
-        task = RasterTask(model, mosaic, ground, blend, run.path("blocks", name))
-        _embed_blocks(task, [*blend.blocks(sizes[name])])
-    files = _write_maps(run, found, ground, blend, sizes, width, model, config.format)
+    for name in found:
+        _embed_blocks(plan.tasks[name], [*plan.first.blend.blocks(plan.sizes[name])])
+    files = _write_maps(run, plan, config.format)
     storage.remove(run.path("blocks"))
-    place = {"crs": ground.crs, "left": ground.left, "top": ground.top, "cell_m": cell, "shape": ground.shape}
-    given = {"sensor_given": config.sensor, "datetime_given": config.datetime}
-    windows = {"window_m": window * cell, "overlap_cells": blend.overlap, "margin_cells": blend.margin, "block_cells": sizes}
-    return run.finish(
-        {**inputs, "sensors": [*found], "width": width, "files": files, **place, **windows, **given, "refused": refused}
-    )
+    ground, blend = plan.first.ground, plan.first.blend
+    place = {"crs": ground.crs, "left": ground.left, "top": ground.top, "cell_m": ground.cell_m, "shape": ground.shape}
+    windows = {"window_m": blend.window * ground.cell_m, "overlap_cells": blend.overlap, "margin_cells": blend.margin}
+    given = {"sensor_given": config.sensor, "datetime_given": config.datetime, "refused": refused}
+    facts = {"sensors": [*found], "width": plan.width, "files": files, "block_cells": plan.sizes}
+    return run.finish({**inputs, **facts, **place, **windows, **given})
+
+
+def _plan(run: Run, model: str, encoder: Encoder, found: dict[str, Mosaic], config: EmbedConfig) -> RasterPlan:
+    cell, net = cell_m(encoder), encoder.config.backbone
+    window = max(1, round((config.window_m or _training_size_m(model)) / cell))
+    ground = ground_of(found, cell, window)
+    blend = Blend(ground.shape, window, min(window - 1, round(window * config.overlap)), math.ceil(config.margin_m / cell))
+    tasks = {name: RasterTask(model, mosaic, ground, blend, run.path("blocks", name)) for name, mosaic in found.items()}
+    sizes = {name: block_cells(blend, encoder, name, config.memory_mib * 2**20) for name in found}
+    return RasterPlan(tasks, sizes, net.width(net.num_stages - 1))
 
 
 def _embed_blocks(task: RasterTask, blocks: list[Span]) -> None:
@@ -164,37 +189,23 @@ def _embed_blocks(task: RasterTask, blocks: list[Span]) -> None:
             pass
 
 
-def _write_maps(
-    run: Run,
-    found: dict[str, Mosaic],
-    ground: Ground,
-    blend: Blend,
-    sizes: dict[str, int],
-    width: int,
-    model: str,
-    kind: MapFormat,
-) -> list[str]:
+def _write_maps(run: Run, plan: RasterPlan, kind: MapFormat) -> list[str]:
     """Put the blocks of each sensor together; return the files."""
-
-    def blocks(name: str) -> Iterator[tuple[Span, np.ndarray, np.ndarray]]:
-        task = RasterTask(model, found[name], ground, blend, run.path("blocks", name))
-        for block in blend.blocks(sizes[name]):
-            yield block, *read_block(task, block)
-
+    ground = plan.first.ground
     if kind == "geoparquet":
-        for name, mosaic in found.items():
-            for span, values, is_valid in blocks(name):
-                url = run.path(PARTS, f"{name}_{block_name(span).removesuffix('.npz')}.parquet")
-                write_cells(url, mosaic, ground, span, values, is_valid)
+        for name, task in plan.tasks.items():
+            for span, values, is_valid in plan.blocks(name):
+                part = f"{name}_{block_name(span).removesuffix('.npz')}.parquet"
+                write_cells(run.path(PARTS, part), task.mosaic, ground, span, values, is_valid)
         return [run.path(PARTS)]
     url = run.path("embeddings.zarr" if kind == "zarr" else "cog")
     with storage.staged_folder(url) as folder:
-        for name in found:
+        for name in plan.tasks:
             if kind == "zarr":
-                write_zarr(folder, name, ground, width, sizes[name], blocks(name))
+                write_zarr(folder, name, ground, plan.width, plan.sizes[name], plan.blocks(name))
             else:
-                write_cog(folder / f"{name}.tif", ground, width, blocks(name))
-    return [url] if kind == "zarr" else [storage.join(url, f"{name}.tif") for name in found]
+                write_cog(folder / f"{name}.tif", ground, plan.width, plan.blocks(name))
+    return [url] if kind == "zarr" else [storage.join(url, f"{name}.tif") for name in plan.tasks]
 
 
 def scenes_at(source: str, sensor: str | None, time: str | None) -> tuple[list[Scene], dict[str, str]]:
