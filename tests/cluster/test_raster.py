@@ -1,5 +1,6 @@
 """Blocks of an image give what the whole image gives, in bounded memory."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.raster import RasterTask, block_cells, block_name, embed_block, read_block
+from cluster.raster import BATCH_PIXELS, RasterTask, block_cells, block_name, embed_block, read_block
 from models.encoder import Encoder, EncoderConfig
 from models.sensor import SensorSpec
 from models.swin import SwinConfig
@@ -127,3 +128,23 @@ def test_a_block_is_written_whole(swin: Path, tmp_path: Path) -> None:
     task = task_of(swin, mosaic, Blend((SIDE, SIDE), 8, 4), tmp_path / "blocks")
     embed_block(task, Span((0, 0), (8, 8)))
     assert [path.name for path in (tmp_path / "blocks").iterdir()] == [block_name(Span((0, 0), (8, 8)))]
+
+
+def test_a_task_holds_no_more_than_it_may(swin: Path, tmp_path: Path) -> None:
+    """Of arrays, whatever the size of the image: what is allowed, and a batch of windows."""
+    made, allowed = Encoder.load(swin), 2 * 2**20
+    batch = BATCH_PIXELS * 4 * 3
+    peaks = []
+    for side in (SIDE * 4, SIDE * 6):
+        mosaic = radar(tmp_path / str(side), counts(size=side * 4))
+        task = task_of(swin, mosaic, Blend((side, side), 8, 4), tmp_path / f"blocks{side}")
+        size = block_cells(task.blend, made, "sentinel1_grd", allowed)
+        assert 2 * size < side
+        middle = Span((size, size), (min(2 * size, side), min(2 * size, side)))
+        embed_block(task, middle)  # imports and caches are no part of it
+        tracemalloc.start()
+        embed_block(task, middle)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < allowed + batch
+    assert peaks[1] < 1.2 * peaks[0]
