@@ -1,6 +1,7 @@
 """From the pipeline's arrays to the models' tensors: the one seam between the two rooms."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,7 +22,13 @@ def to_batch(micro: MicroBatch, index: int | None = None) -> Batch:
     def batch(sensors: dict[str, SensorArrays], crops: tuple[Batch, ...] = ()) -> Batch:
         return Batch({name: to_tiles(arrays) for name, arrays in sensors.items()}, lonlat, index, crops)
 
-    return batch(micro.sensors, tuple(map(batch, micro.crops)))
+    features = {name: tuple(map(_to_map, stages)) for name, stages in micro.features.items()}
+    return replace(batch(micro.sensors, tuple(map(batch, micro.crops))), features=features)
+
+
+def _to_map(stage: np.ndarray) -> torch.Tensor:
+    """Return (B*T, y, x, D) float32 of (B, T, D, y, x)."""
+    return torch.from_numpy(stage).flatten(0, 1).permute(0, 2, 3, 1).float()
 
 
 def to_tiles(arrays: SensorArrays) -> Tiles:

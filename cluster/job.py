@@ -41,6 +41,8 @@ class TrainConfig:
     view: View = field(default_factory=CrossSensor)
     """Which tiles make a sample."""
     stream: StreamConfig = field(default_factory=StreamConfig)
+    features: str = ""
+    """Folder of features that are read beside the tiles (pipeline/features.py); none by default."""
     checkpoint_every: int = 100
     keep_last: int = 2
     """Checkpoints of a run that stay, the last ones."""

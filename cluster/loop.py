@@ -50,6 +50,7 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
     job, config = task.job, task.job.config
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // host.neighbours))
     archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
+    archive.features_url = config.features
     engine = _engine(job, archive, host)
     start = host.start(engine)
     recorder = None
@@ -70,6 +71,9 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
         trained = job.finished(sensor_specs(archive), weights)
         with storage.staged_folder(run.path("model")) as folder:
             trained.encoder.save(folder, job.extra)
+        for name, encoder in getattr(trained, "encoders", {}).items():
+            with storage.staged_folder(run.path("models", name)) as folder:
+                encoder.save(folder, job.extra)
         save_reconstructions(trained, replace(SampleSource(archive, config.view), splits=("val", "test")), task.plan, run)
     _commit(host, engine, config.num_steps, terms, kept, run, must_wait=True)
     return terms

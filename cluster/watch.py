@@ -45,7 +45,7 @@ class Watch:
     def look(self, step: int, batch: Batch, generator: torch.Generator) -> dict[str, Any]:
         """Return what `examine` finds after `step`, and remember it for `diagnose`; every rank must call both."""
         found = examine(self._engine.objective, batch.to(self._engine.device), generator)
-        is_bad = step >= self._warmup_steps and all(is_collapsed(found, sensor) for sensor in batch.tiles)
+        is_bad = step >= self._warmup_steps and all(is_collapsed(found, s) for s in batch.tiles if f"num_tiles/{s}" in found)
         self._in_a_row = self._in_a_row + 1 if is_bad else 0
         return found
 

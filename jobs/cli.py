@@ -33,6 +33,8 @@ USAGE = """usage: terraloom JOB ... [--json]
   distill    RECIPE TEACHER_RUN ARCHIVE RUN    teach a small student
   estimate   RECIPE --gpus N --gpu h200        memory, hours, data rates and price of a pretrain run before it starts
   evaluate   TASK MODEL_RUN RUN                compare models on labels, beside baselines
+  embed      MODEL_RUN ARCHIVE|RASTER OUT      embeddings of an archive's tiles, or of an image of any size
+  embed      search INDEX --like WHAT          what lies in an embedded archive or image and looks alike
   report     RUN...                            one HTML page about runs
   sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
   submit     [--address URL] JOB ...           run a job on a Ray cluster through its job server
@@ -113,14 +115,22 @@ class Ingest:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the encoder of a checkpoint as safetensors and JSON: the run may still go on."""
+    """Write an encoder as safetensors and JSON with a model card, and as graphs for other runtimes; the run may still go on."""
 
     run: Positional[str]
-    """Folder of a pretrain or distill run."""
+    """Folder of a pretrain or distill run, or of a finished model inside one."""
     model: Positional[str]
     """Folder for the encoder."""
     step: int | None = None
     """Of a checkpoint that was kept (--keep-every, --keep-best); default: the last one."""
+    formats: tuple[Literal["safetensors", "torch", "onnx", "int8"], ...] = ("safetensors",)
+    """safetensors always; torch: torch.export; int8: ONNX with whole numbers in its products, for CPUs. A file for each sensor."""
+    data: str | None = None
+    """Archive on whose tiles the files are compared with the encoder; default: the one it was trained on."""
+    scores: str | None = None
+    """Folder of an evaluate run whose table goes into the card."""
+    licence: str | None = None
+    """Of the weights, for the card."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +224,7 @@ def _export(arguments: list[str]) -> dict[str, Any]:
     from jobs.export import export
 
     options = _parse(Export, arguments, "export")
-    return export(options.run, options.model, options.step)
+    return export(options.run, options.model, options.step, options.formats, options.data, options.scores, options.licence)
 
 
 def _repair(arguments: list[str]) -> dict[str, Any]:
@@ -295,6 +305,51 @@ def _evaluate(arguments: list[str]) -> dict[str, Any]:
     return evaluate(options.task, options.model_run, options.also, options.data, options.run, options.config)
 
 
+def _embed(arguments: list[str]) -> dict[str, Any]:
+    from cluster.connect import connect
+    from jobs.embed import EmbedConfig, embed, embed_into
+
+    if arguments[:1] == ["search"]:
+        return _search(arguments[1:])
+
+    @dataclass(frozen=True)
+    class Options:
+        model_run: Positional[str]
+        """Run folder of a finished pretrain or distill, or a model folder inside one."""
+        source: Positional[str]
+        """An archive; or a raster file, a folder of them, or a STAC file of scenes of one ground."""
+        out: Positional[str | None] = None
+        """Folder for the embeddings."""
+        into_archive: bool = False
+        """Keep all maps of the tiles beside the archive instead, so that 'distill --precomputed True' need not run the teacher."""
+        config: OmitArgPrefixes[EmbedConfig] = field(default_factory=EmbedConfig)
+
+    options = _parse(Options, arguments, "embed", "Embed an archive's tiles, or an image of any size. Goes on where it was killed.")
+    if (options.out is None) != options.into_archive:
+        raise InputError("embed writes to a folder or into the archive; expected one of OUT and --into-archive True")
+    connect()
+    if options.out is None:
+        return embed_into(options.model_run, options.source)
+    return embed(options.model_run, options.source, options.out, options.config)
+
+
+def _search(arguments: list[str]) -> dict[str, Any]:
+    from jobs.search import SearchConfig, search
+
+    @dataclass(frozen=True)
+    class Options:
+        index: Positional[str]
+        """Folder that 'terraloom embed' wrote as geoparquet."""
+        like: str
+        """An id of the index, a site, LON,LAT in degrees, or the path of an image."""
+        out: str | None = None
+        """Folder for neighbours.json and neighbours.png; default: INDEX/search."""
+        config: OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
+
+    options = _parse(Options, arguments, "embed search", "Find what looks alike in an embedded archive or image.")
+    return search(options.index, options.like, options.out, options.config)
+
+
 def _report(arguments: list[str]) -> dict[str, Any]:
     from jobs.report import report
 
@@ -348,6 +403,7 @@ JOBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "distill": _distill,
     "estimate": _estimate,
     "evaluate": _evaluate,
+    "embed": _embed,
     "report": _report,
     "sensors": _sensors,
     "submit": _submit,

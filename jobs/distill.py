@@ -1,20 +1,23 @@
 """terraloom distill RECIPE TEACHER_RUN ARCHIVE RUN: teach a small encoder what a pretrained one knows."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from cluster.job import Job
+from cluster.job import Job, TrainConfig
 from cluster.run import Run, require_run
 from cluster.training import train
 from models.encoder import Encoder
+from models.remote import WEIGHTS, digest_of
 from models.sensor import SensorSpec
 from pipeline import storage
 from pipeline.archive import open_archive
+from pipeline.augment import AugmentConfig
 from pipeline.errors import InputError
+from pipeline.features import features_url, require_features
 
 
 def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_url: str) -> dict[str, Any]:
@@ -25,12 +28,13 @@ def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_u
     inputs = {"recipe": recipe_name, "teacher": teacher_run.url, "archive": archive}
     if finished := run.begin(recipe, inputs):
         return finished
+    settings = _with_features(recipe, teacher_run.path("model"), archive) if recipe.precomputed else recipe.train
     facts = train(
         Job(
             run_url=run.url,
             archive_url=archive,
             name="distill",
-            config=recipe.train,
+            config=settings,
             build=build(recipe, teacher_run.path("model")),
             extra={"recipe": recipe_name, "teacher": teacher_run.url, "settings": asdict(recipe)},
         )
@@ -43,7 +47,27 @@ def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_u
         "times_smaller": round(teacher.num_parameters / student.num_parameters, 1),
         "times_smaller_active": round(teacher.num_active_parameters / student.num_parameters, 1),
     }
-    return run.finish({"recipe": recipe_name, **inputs, "model": run.path("model"), **sizes, **facts})
+    others = {name: run.path("models", name) for name in storage.names(run.path("models"))}
+    return run.finish({"recipe": recipe_name, **inputs, "model": run.path("model"), "models": others, **sizes, **facts})
+
+
+def _with_features(recipe: Any, model_url: str, archive_url: str) -> TrainConfig:
+    """Return the recipe's settings with the teacher's features, having checked that they are of the tiles as they will come."""
+    archive, stream = open_archive(archive_url), recipe.train.stream
+    if stream.crops or stream.sizes_m or stream.augment != replace(AugmentConfig(), symmetries=False):
+        raise InputError(
+            "precomputed features are of whole tiles as they are, but tiles are turned, cropped or changed in light; "
+            "give --train.stream.augment.symmetries False and no other augmentation"
+        )
+    url = features_url(archive, model_digest(model_url))
+    require_features(url, archive, sorted({*recipe.sensors, *recipe.taught_by}))
+    return replace(recipe.train, features=url)
+
+
+def model_digest(model_url: str) -> str:
+    """Return the SHA-256 of a model's weights."""
+    with storage.local_copy(model_url) as folder:
+        return digest_of(folder / WEIGHTS)
 
 
 def load_encoder(model_url: str) -> Encoder:

@@ -27,11 +27,8 @@ def simulate_planet(out: str, config: SimulateConfig) -> dict[str, Any]:
 
 def scan_folder(folder: str, sensor: str | None, time: str | None, out: str | None, unit: str | None = None) -> dict[str, Any]:
     """Write a STAC ItemCollection of the raster files under `folder`; by default into the folder itself."""
-    try:
-        when = datetime.fromisoformat(time).replace(tzinfo=UTC) if time else None
-    except ValueError:
-        raise InputError(f"datetime '{time}' is not ISO 8601; expected for example 2018-05-01 or 2018-05-01T10:30:00") from None
-    items, refused = scan(folder, Given(load_sensor(sensor) if sensor else None, when, unit))
+    given = Given(load_sensor(sensor) if sensor else None, time_of(time) if time else None, unit)
+    items, refused = scan(folder, given)
     if not items:
         shown = "; ".join(f"{file}: {reason}" for file, reason in list(refused.items())[:3])
         raise InputError(f"none of the {len(refused)} raster files under '{folder}' can be used: {shown}")
@@ -46,3 +43,11 @@ def scan_folder(folder: str, sensor: str | None, time: str | None, out: str | No
         "assumed": dict(assumed),
         "refused": refused,
     }
+
+
+def time_of(text: str) -> datetime:
+    """Return an ISO 8601 time, UTC, as people give it."""
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError:
+        raise InputError(f"datetime '{text}' is not ISO 8601; expected for example 2018-05-01 or 2018-05-01T10:30:00") from None

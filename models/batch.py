@@ -4,7 +4,7 @@ This file decides the layout of a batch. It leaves to `sensor.py` what a sensor'
 a batch comes to be. Legend: B batch, T time, C channel, Y X pixels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,18 +52,21 @@ class Batch:
     lonlat  (B, 2) float64 degrees, NaN where unknown
     index   number of steps of this sensor set that came before; the same on every rank
     crops   windows of the same sites, for objectives that want several; large ones first
+    features  of a sensor the maps (B*T, y, x, D) that a teacher made of its tiles earlier, one a stage
     """
 
     tiles: dict[str, Tiles]
     lonlat: Tensor
     index: int = 0
     crops: tuple["Batch", ...] = ()
+    features: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on `device`."""
         tiles = {name: part.to(device) for name, part in self.tiles.items()}
         crops = tuple(crop.to(device) for crop in self.crops)
-        return replace(self, tiles=tiles, lonlat=self.lonlat.to(device, non_blocking=True), crops=crops)
+        features = {name: tuple(part.to(device, non_blocking=True) for part in maps) for name, maps in self.features.items()}
+        return replace(self, tiles=tiles, lonlat=self.lonlat.to(device, non_blocking=True), crops=crops, features=features)
 
     def __len__(self) -> int:
         return int(self.lonlat.shape[0])

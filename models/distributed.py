@@ -21,13 +21,18 @@ def gather(x_BD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean(x: Tensor) -> Tensor:
-    """Return the mean of `x` over ranks, without gradient."""
+def total(x: Tensor) -> Tensor:
+    """Return the sum of `x` over ranks, without gradient."""
     if world_size() == 1:
         return x
-    total = x.clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    summed = x.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def mean(x: Tensor) -> Tensor:
+    """Return the mean of `x` over ranks, without gradient."""
+    return x if world_size() == 1 else total(x) / world_size()
 
 
 @torch.no_grad()

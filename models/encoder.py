@@ -24,6 +24,7 @@ from models.gather import take
 from models.initialise import initialise
 from models.moe import MixtureOfExperts
 from models.position_embedding import PositionConfig, PositionEmbedding, TokenGrid
+from models.remote import digest_of, local_folder
 from models.resnet import Resnet, ResnetConfig
 from models.sensor import SensorSpec
 from models.stems import load as load_stems
@@ -232,7 +233,7 @@ class Encoder(nn.Module):
         tokens_BND, grid = self.tokens(normalised, spec, is_hidden, time_days, lonlat_deg, generator)
         is_key = None
         if self.mask_token is None:
-            is_key = ~is_hidden.view(len(tokens_BND), grid.times, 1, -1).expand(-1, -1, grid.groups, -1).flatten(1)
+            is_key = ~is_hidden.view(tokens_BND.shape[0], grid.times, 1, -1).expand(-1, -1, grid.groups, -1).flatten(1)
         outputs, prefix, balance = self.backbone(tokens_BND, is_key, generator)
         maps = [output.unflatten(1, grid.shape).mean(2).flatten(0, 1) for output in outputs]
         return Features(maps, prefix.repeat_interleave(grid.times, 0), balance)
@@ -255,9 +256,10 @@ class Encoder(nn.Module):
         tokens = self.stem(normalised, spec)
         if self.mask_token is not None and is_hidden is not None:
             tokens = self.mask_token(tokens, is_hidden[:, None].expand(tokens.shape[:-1]))
-        unknown = tokens.new_full((len(tokens), 2), torch.nan, dtype=torch.float64)
+        # Not len(): a traced graph would be of that many tiles only.
+        unknown = tokens.new_full((tokens.shape[0], 2), torch.nan, dtype=torch.float64)
         time_days = unknown[:, :1] if time_days is None else time_days
-        lonlat_deg = unknown[: len(time_days)] if lonlat_deg is None else lonlat_deg
+        lonlat_deg = unknown[: time_days.shape[0]] if lonlat_deg is None else lonlat_deg
         if self.config.frames == "apart":
             lonlat_deg, time_days = lonlat_deg.repeat_interleave(time_days.shape[1], 0), time_days.reshape(-1, 1)
         groups, rows, columns = tokens.shape[1:4]
@@ -299,7 +301,8 @@ class Encoder(nn.Module):
         chosen = features.maps[-1:]
         if self.config.pool == "stages":
             chosen = [F.layer_norm(m.float(), m.shape[-1:]) for m in features.maps[:-1]] + chosen
-        weight = torch.where(is_valid_cell.any(-1, keepdim=True).any(-2, keepdim=True), is_valid_cell, True).float()
+        is_any = is_valid_cell.any(-1, keepdim=True).any(-2, keepdim=True)
+        weight = (is_valid_cell | ~is_any).float()
         return torch.cat([_weighted_mean(m.float(), weight) for m in chosen], -1)
 
     def save(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
@@ -308,15 +311,20 @@ class Encoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, folder / "model.safetensors")
-        content = {"format": FORMAT, "version": VERSION, "encoder": self.config.to_dict(), "extra": extra or {}}
+        digest = digest_of(folder / "model.safetensors")
+        content = {"format": FORMAT, "version": VERSION, "sha256": digest, "encoder": self.config.to_dict(), "extra": extra or {}}
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Encoder":
-        """Return the encoder saved in `folder`, float32, in evaluation mode, on the CPU."""
-        content = _read_config(Path(folder))
+        """Return the encoder saved in `folder`, float32, in evaluation mode, on the CPU.
+
+        `folder` may be an https:// URL, or s3:// where s3fs is installed: copied once, see `remote.py`.
+        """
+        folder = local_folder(str(folder)) if "://" in str(folder) else Path(folder)
+        content = _read_config(folder)
         encoder = cls(EncoderConfig.from_dict(content["encoder"]))
-        path = Path(folder) / "model.safetensors"
+        path = folder / "model.safetensors"
         try:
             encoder.load_state_dict(load_file(path))
         except FileNotFoundError:

@@ -34,11 +34,13 @@ def examine(objective: Any, batch: Batch, generator: torch.Generator) -> dict[st
     expert_load                      for each mixture the share of the sensor's tokens that each expert had
     high_frequency                   of reconstructions relative to the truth, where the objective makes any
 
-    Every rank must call it with the same sensors and as many samples. Nothing that is trained or drawn later changes.
+    Of sensors that the encoder knows; a batch may hold others for a teacher. Every rank must call it with the same sensors and
+    as many samples. Nothing that is trained or drawn later changes.
     """
     with evaluating(objective):
         found: dict[str, Any] = {}
-        for name, tiles in batch.tiles.items():
+        known = {spec.name for spec in objective.encoder.config.sensors}
+        for name, tiles in ((name, tiles) for name, tiles in batch.tiles.items() if name in known):
             found |= {f"{measure}/{name}": value for measure, value in _examine_sensor(objective, name, tiles).items()}
         if hasattr(objective, "reconstruct"):
             found |= _examine_reconstructions(objective, _first(batch, NUM_RECONSTRUCTED), generator)

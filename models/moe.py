@@ -50,6 +50,9 @@ class MoEConfig:
 class MixtureOfExperts(nn.Module):
     """Two-layer GELU experts side by side; subclasses bring tokens to them and answers back."""
 
+    sees_all = False
+    """Whether every expert answers every token, unused answers counting 0: shapes then do not depend on values (`graph.py`)."""
+
     def __init__(self, config: MoEConfig, width: int, hidden: int) -> None:
         super().__init__()
         self.config = config
@@ -121,6 +124,8 @@ class TokenChoice(MixtureOfExperts):
         gate_MK, choice_MK = probability_ME.topk(top_k, dim=-1)
         if top_k > 1:
             gate_MK = gate_MK / gate_MK.sum(-1, keepdim=True)
+        if self.sees_all:
+            return self._answered_by_all(x_BND, gate_MK, choice_MK), probability_ME.new_zeros(())
         is_key_M = x_MD.new_ones(len(x_MD), dtype=torch.bool) if is_key_BN is None else is_key_BN.flatten()
         # Tokens that are no keys are sent to an expert that does not exist: they come last and take nobody's place.
         expert_A = torch.where(is_key_M[:, None], choice_MK, num_experts).t().flatten()
@@ -153,6 +158,13 @@ class TokenChoice(MixtureOfExperts):
         load_E = count_E / count_E.sum().clamp_min(1)
         return output_MD.view_as(x_BND), balance_loss(probability_ME, load_E, None if is_key_BN is None else is_key_M)
 
+    def _answered_by_all(self, x_BND: Tensor, gate_MK: Tensor, choice_MK: Tensor) -> Tensor:
+        """Return what `forward` does in evaluation, from all experts' answers to all tokens."""
+        answer_EMD = self.answer(x_BND.flatten(0, 1).expand(self.config.num_experts, -1, -1))
+        is_chosen_MKE = choice_MK[..., None] == torch.arange(self.config.num_experts, device=x_BND.device)
+        gate_ME = (gate_MK[..., None] * is_chosen_MKE).sum(1).to(answer_EMD.dtype)
+        return (answer_EMD * gate_ME.t()[..., None]).sum(0).view_as(x_BND)
+
 
 class SoftRouting(MixtureOfExperts):
     """Experts are given mixtures of tokens, tokens mixtures of answers (Soft MoE, Puigcerver et al. 2023, arXiv 2308.00951).
@@ -166,7 +178,7 @@ class SoftRouting(MixtureOfExperts):
         self.scale = nn.Parameter(torch.empty(1))
 
     def forward(self, x_BND: Tensor, is_key_BN: Tensor | None = None) -> tuple[Tensor, None]:
-        experts, slots, batch = self.config.num_experts, self.config.slots, len(x_BND)
+        experts, slots, batch = self.config.num_experts, self.config.slots, x_BND.shape[0]
         routes_SD = self.scale.float() * F.normalize(self.router.float(), dim=-1)
         logits_BNS = F.linear(F.normalize(x_BND.float(), dim=-1), routes_SD)
         taking_BNS = logits_BNS

@@ -99,7 +99,8 @@ class PositionEmbedding(nn.Module):
         if width := self.config.time_width:
             year, month, _, hour = calendar(grid.time_days)
             parts.append(satmae_time(width, year, month, hour)[:, :, None, None, None])
-        shape = (max(len(part) for part in parts), *grid.shape)
+        batch = grid.time_days.shape[0] if self.config.time_width else place.shape[0]
+        shape = (batch, *grid.shape)
         embedded = torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
         return (embedded + self._metadata(grid, generator)).flatten(1, 4)
 
@@ -133,7 +134,7 @@ class PositionEmbedding(nn.Module):
 
     def _kept(self, grid: TokenGrid, generator: torch.Generator | None) -> Tensor:
         """Return (B, 1, 1) float32, 0 for samples whose metadata are withheld."""
-        batch, drop = len(grid.time_days), self.config.metadata_drop if self.training else 0.0
+        batch, drop = grid.time_days.shape[0], self.config.metadata_drop if self.training else 0.0
         if not drop:
             return torch.ones(batch, 1, 1, device=grid.time_days.device)
         if generator is None:

@@ -172,7 +172,7 @@ class Vit(nn.Module):
 
         the sum of balance losses. Tokens that are no keys are not looked at by others; what becomes of them means nothing.
         """
-        batch, num_prefix = len(tokens_BND), len(self.prefix_PD)
+        batch, num_prefix = tokens_BND.shape[0], len(self.prefix_PD)
         x_BND = torch.cat([self.prefix_PD.to(tokens_BND).expand(batch, -1, -1), tokens_BND], 1)
         if is_key_BN is not None:
             is_key_BN = F.pad(is_key_BN, (num_prefix, 0), value=True)

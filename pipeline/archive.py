@@ -45,6 +45,9 @@ class Archive:
         self.sensors = sensors
         self.labels = labels
 
+    features_url = ""
+    """Where features are that are read beside the tiles (`features.py`); none by default."""
+
     def published(self) -> list[str]:
         """Return the ids of the shards that readers see."""
         parts = storage.names(storage.join(self.url, "catalog"))
@@ -58,6 +61,13 @@ class Archive:
             raise InputError(f"archive '{self.url}' has no tiles; fill it with 'terraloom coregister' or 'terraloom ingest'")
         table = pd.concat(parts, ignore_index=True)
         return table.sort_values(["shard", "sensor", "row"], ignore_index=True)
+
+    def rows(self, shard: str) -> gpd.GeoDataFrame:
+        """Return one row per tile of one shard, ordered by sensor and row."""
+        part = self._read_part(shard)
+        if part is None:
+            raise InputError(f"shard '{shard}' is no longer in archive '{self.url}'; start a new run")
+        return part.sort_values(["sensor", "row"], ignore_index=True)
 
     def tiles(self, shards: Sequence[str]) -> pd.DataFrame:
         """Return of each tile in `shards` the columns that say where and when it is; far less than the catalog holds."""

@@ -40,20 +40,20 @@ class Given:
     unit: str | None = None
 
 
-def scan(folder: str, given: Given = Given()) -> tuple[list[pystac.Item], dict[str, str]]:
+def scan(folder: str, given: Given = Given(), only: str | None = None) -> tuple[list[pystac.Item], dict[str, str]]:
     """Describe the images under `folder` (local or s3://) as STAC items; return them and {file: reason} for those refused.
 
     The sensor is the one given, or the file's SENSOR tag tells it, or its name or that of a folder around it; bands come
     from band descriptions or the name's ending, the time from the DATETIME tag, the product's metadata or a name. Files of
     one scene differ only in that ending, or lie in one product folder (SAFE). A file <name>_cloud is the cloud mask of
-    <name>: whatever is not 0 in it is cloud.
+    <name>: whatever is not 0 in it is cloud. `only` leaves out all but that file and the masks.
     """
     listing = _Listing(folder)
     parts: dict[tuple[str, str], list[Part]] = defaultdict(list)
     refused: dict[str, str] = {}
     masks = {href for href in listing.images if PurePosixPath(href).stem.lower().endswith(USER_MASK)}
     for href in listing.images:
-        if href in masks:
+        if href in masks or (only is not None and href != only):
             continue
         try:
             for part in _parts(href, listing, given):

@@ -78,8 +78,8 @@ def _write_sensor(group: zarr.Group, tiles: list[Tile], sensor: Sensor, grid: Gr
     attributes: dict[str, Any] = {"units": sensor.unit, "long_name": sensor.quantity}
     if (sensor.scale, sensor.offset) != (1.0, 0.0):
         attributes |= {"scale_factor": sensor.scale, "add_offset": sensor.offset}
-    _write_array(group, "pixels", np.stack([t.pixels for t in tiles]), ("tile", "band", "y", "x"), attributes)
-    _write_array(group, "valid", np.stack([t.is_valid for t in tiles]), ("tile", "y", "x"), {})
+    write_array(group, "pixels", np.stack([t.pixels for t in tiles]), ("tile", "band", "y", "x"), attributes)
+    write_array(group, "valid", np.stack([t.is_valid for t in tiles]), ("tile", "y", "x"), {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnstableSpecificationWarning)  # fixed-width strings, readable by xarray
         group.create_array("band", data=np.array(sensor.band_names), dimension_names=("band",))
@@ -103,11 +103,12 @@ def _write_map(group: zarr.Group, name: str, tiles: list[Tile], label: Label) ->
             raise ValueError(f"map '{name}' is {found.classes.shape} {found.classes.dtype}, expected {shape} uint8")
     classes = np.stack([np.where(found.is_labelled, found.classes, 0) for found in maps])
     attributes = {**label.flags(), "ancillary_variables": "labelled"}
-    _write_array(group, "classes", classes.astype(np.uint8), ("tile", "y", "x"), attributes)
-    _write_array(group, "labelled", np.stack([found.is_labelled for found in maps]), ("tile", "y", "x"), {})
+    write_array(group, "classes", classes.astype(np.uint8), ("tile", "y", "x"), attributes)
+    write_array(group, "labelled", np.stack([found.is_labelled for found in maps]), ("tile", "y", "x"), {})
 
 
-def _write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tuple[str, ...], attributes: dict) -> None:
+def write_array(group: zarr.Group, name: str, data: np.ndarray, dimensions: tuple[str, ...], attributes: dict) -> None:
+    """Write an array with one tile a chunk and a checksum after each, all in one shard."""
     array = group.create_array(
         name,
         shape=data.shape,

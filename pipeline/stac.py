@@ -64,6 +64,11 @@ def read_scenes(url: str) -> tuple[list[Scene], dict[str, str]]:
     return list(scenes.values()), refused
 
 
+def scenes_of(items: Iterable[pystac.Item]) -> list[Scene]:
+    """Return the scenes of scanned items, whose assets are named by where they lie."""
+    return [_scene(item.to_dict(), "", "") for item in items]
+
+
 def _read(url: str) -> dict[str, Any]:
     try:
         content = storage.read_json(url)

@@ -78,6 +78,8 @@ class MicroBatch:
     lonlat_deg: np.ndarray
     sensors: dict[str, SensorArrays]
     crops: tuple[dict[str, SensorArrays], ...] = ()
+    features: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """Of each sensor the stages (B, T, D, y, x) float16 that are kept beside its tiles, where they are wanted."""
 
 
 class Stream:
@@ -124,6 +126,10 @@ def collate(source: SampleSource, plan: SetPlan, step: Step, lane: int, parts: l
         sensor, is_present = source.archive.sensors[name], columns[f"{name}/row"] >= 0
         pixels, is_valid = sensor.to_physical(columns[f"{name}/pixels"]), columns[f"{name}/valid"] > 0
         sensors[name] = SensorArrays(sensor, pixels, is_valid, is_present, columns[f"{name}/time"])
+    features = {
+        name: [columns[key] for key in sorted(columns) if key.startswith(f"{name}/stage")]
+        for name in (plan.sensor_set if source.archive.features_url else ())
+    }
     sample, rng = plan.first[columns["shard"]] + columns["number"], np.random.default_rng([plan.seed, step.step, lane])
     if config.sizes_m:
         # Drawn for the step, not the lane: every rank's tensors have the same shapes.
@@ -131,7 +137,7 @@ def collate(source: SampleSource, plan: SetPlan, step: Step, lane: int, parts: l
         (corner,) = chosen.corners(len(sample), source.archive.grid.site_size_m, rng)
         sensors = {name: cut(arrays, corner, chosen.global_m) for name, arrays in sensors.items()}
     if config.crops is None:
-        return MicroBatch(step, lane, sample, columns["lonlat"], augment(sensors, config.augment, rng))
+        return MicroBatch(step, lane, sample, columns["lonlat"], augment(sensors, config.augment, rng), features=features)
     corners = config.crops.corners(len(sample), source.archive.grid.site_size_m, rng)
     windows = [{n: cut(a, c, size) for n, a in sensors.items()} for c, size in zip(corners, config.crops.sizes_m)]
     changes = [config.augment.geometry if i < config.crops.num_plain else config.augment for i in range(len(windows))]

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline import reader, storage
 from pipeline.archive import Archive
 from pipeline.errors import InputError
+from pipeline.features import describe, stage_name
 from pipeline.plan import Window
 from pipeline.reader import TileArray
 from pipeline.samples import SampleSource
@@ -50,18 +51,25 @@ def resolve(source: SampleSource, sensor_set: SensorSet, window: Window, shards:
 
 
 class OpenShards:
-    """The pixels and validity of some shards, open for any number of threads. `shards` are names by place in the plan."""
+    """The pixels and validity of some shards, open for any number of threads. `shards` are names by place in the plan.
+
+    So are the features beside them, where the archive says that they are wanted.
+    """
 
     def __init__(self, archive: Archive, sensor_set: SensorSet, shards: dict[int, str]):
         self._archive, self._sensor_set = archive, sensor_set
         self._stack, self._lock = ExitStack(), threading.Lock()
-        wanted = [(place, name, kind) for place in shards for name in sensor_set for kind in ("pixels", "valid")]
+        stages = describe(archive.features_url)["stages"] if archive.features_url else 0
+        self._stages = [stage_name(stage) for stage in range(stages)]
+        wanted = [(place, name, kind) for place in shards for name in sensor_set for kind in ("pixels", "valid", *self._stages)]
         self._arrays = dict(zip(wanted, _openers.map(lambda key: self._open(shards[key[0]], *key[1:]), wanted)))
 
     def _open(self, shard: str, sensor: str, kind: str) -> TileArray | None:
         """Return one array; None where a shard has no tile of the sensor (a view that masks absent ones wants none)."""
         try:
-            array = reader.opened(storage.join(self._archive.shard_url(shard), sensor, kind))
+            is_feature = kind in self._stages
+            folder = storage.join(self._archive.features_url, shard) if is_feature else self._archive.shard_url(shard)
+            array = reader.opened(storage.join(folder, sensor, kind))
             entered = array.__enter__()
         except FileNotFoundError:
             return None
@@ -76,11 +84,12 @@ class OpenShards:
     def decode(self, columns: Columns) -> Columns:
         """Return the columns of samples with <sensor>/pixels (N, T, C, Y, X) as stored and <sensor>/valid (N, T, Y, X) uint8.
 
-        Both are 0 where a tile is absent.
+        Both are 0 where a tile is absent, as are <sensor>/stage0 ... (N, T, D, y, x) float16, if features are wanted.
         """
         columns = dict(columns)
         for name in self._sensor_set:
             columns[f"{name}/pixels"], columns[f"{name}/valid"] = self._decode(columns, name)
+            columns |= {f"{name}/{stage}": self._features(columns, name, stage) for stage in self._stages}
         return columns
 
     def _decode(self, columns: Columns, sensor: str) -> tuple[np.ndarray, np.ndarray]:
@@ -95,6 +104,18 @@ class OpenShards:
                 self._fill(self._array(place, sensor, "pixels"), rows, at, pixels)
                 self._fill(self._array(place, sensor, "valid"), rows, at, is_valid)
         return pixels, is_valid
+
+    def _features(self, columns: Columns, sensor: str, stage: str) -> np.ndarray:
+        rows, found = columns[f"{sensor}/row"], None
+        for place in np.unique(columns["shard"]).tolist():
+            at = np.argwhere((columns["shard"] == place)[:, None] & (rows >= 0))
+            if len(at):
+                array = self._array(place, sensor, stage)
+                found = np.zeros((*rows.shape, *array.shape[1:]), array.dtype) if found is None else found
+                self._fill(array, rows, at, found)
+        if found is None:
+            raise InputError(f"no sample of a micro-batch has a tile of {sensor}, whose features are wanted; use another view")
+        return found
 
     def _array(self, place: int, sensor: str, kind: str) -> TileArray:
         array = self._arrays[place, sensor, kind]

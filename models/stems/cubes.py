@@ -53,7 +53,7 @@ class CubeStem(Stem):
         depth, num_cubes = self.config.bands_per_cube, len(self.config.groups(spec))
         whole = F.pad(pixels_BCYX, (0, 0, 0, 0, 0, num_cubes * depth - spec.num_bands))
         tokens = of_sensor(self.projections, spec)[0](whole.unflatten(1, (num_cubes, depth)).flatten(0, 1))
-        return tokens.unflatten(0, (len(pixels_BCYX), num_cubes))
+        return tokens.unflatten(0, (pixels_BCYX.shape[0], num_cubes))
 
     def check_unseen(self, spec: SensorSpec) -> None:
         refuse_unseen(self.projections, spec)

@@ -22,6 +22,8 @@ BATCH = Batch(
 class Encoder(torch.nn.Module):
     """Says of each sensor's tiles what it is told to say."""
 
+    config = SimpleNamespace(sensors=[SimpleNamespace(name=name) for name in BATCH.tiles])
+
     def __init__(self) -> None:
         super().__init__()
         self.features: dict[str, torch.Tensor] = {}

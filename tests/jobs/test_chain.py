@@ -125,6 +125,11 @@ def test_a_checkpoint_is_exported_as_the_run_exports_its_last(pretrained: Path, 
     assert summary["step"] == 24
     weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "model", pretrained / "model")]
     assert weights[0] == weights[1]
+    card = (tmp_path / "model" / "README.md").read_text()
+    for said in ("recipe `msgfm_tiny`", "24 steps", "| sentinel1_grd | sigma0 | dB | 10 m | VV, VH |", "## Licence"):
+        assert said in card
+    inside = json.loads(finish(start(cluster, "export", str(pretrained / "model"), str(tmp_path / "again"), "--json")))
+    assert (inside["step"], inside["run"]) == (24, str(pretrained))
     done = terraloom("export", str(pretrained), str(tmp_path / "other"), "--step", "8")
     assert (done.returncode, "has kept no checkpoint of step 8 (has none); give one" in done.stderr) == (2, True)
 
@@ -132,10 +137,15 @@ def test_a_checkpoint_is_exported_as_the_run_exports_its_last(pretrained: Path, 
 def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path: Path) -> None:
     student, scores, page = tmp_path / "student", tmp_path / "scores", tmp_path / "page.html"
     done = terraloom(
-        "distill", "student_tiny", str(pretrained), archive, str(student), "--num-steps", "6", "--batch-size", "4", "--json"
+        *("distill", "student_tiny", str(pretrained), archive, str(student), "--num-steps", "6", "--batch-size", "4"),
+        *("--students", "vit_tiny", "--json"),
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["times_smaller"] > 1
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["times_smaller"] > 1
+    assert sorted(facts["models"]) == ["first", "vit_tiny"]
+    weights = [(student / name / "model.safetensors").read_bytes() for name in ("model", "models/first", "models/vit_tiny")]
+    assert weights[0] == weights[1] != weights[2]
     options = [
         "--also",
         str(student),

@@ -1,5 +1,6 @@
 """Train small objectives for a few steps, by one process on whole batches or by several on parts of them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from models.batch import Batch, Tiles
-from models.encoder import EncoderConfig
+from models.encoder import Encoder, EncoderConfig
 from models.objectives.autoencoder import Given
 from models.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from models.objectives.byol import Byol, ByolConfig
 from models.objectives.dino import Dino, DinoConfig
+from models.objectives.distillation import Distillation, DistillationConfig
 from models.objectives.loom import Loom, LoomConfig, loom_encoder
 from models.objectives.moco import Moco, MocoConfig, MocoV3, MocoV3Config
 from models.objectives.rs_byol import RsByol, RsByolConfig
@@ -25,12 +27,14 @@ from models.resnet import ResnetConfig
 from models.sensor import SensorSpec
 from models.stems.resnet import ResnetStemConfig
 from models.stems.shared import SharedStemConfig
+from models.swin import SwinConfig
 from models.vit import VitConfig
 
 OPTICAL = SensorSpec(
     "optical", "passive", "surface_reflectance", "1", 10.0, ("red", "nir"), (665.0, 842.0), (0.1, 0.3), (0.05, 0.1)
 )
 RADAR = SensorSpec("radar", "active", "sigma0", "dB", 10.0, ("VV",), (None,), (-12.0,), (4.0,))
+Made = Callable[[], dict[str, nn.Module]]
 DECODER = VitConfig(embed_dim=8, depth=1, num_heads=2, has_class_token=False)
 NUM_STEPS = 5
 NUM_SAMPLES = 8
@@ -85,6 +89,32 @@ def objectives() -> dict[str, nn.Module]:
     return made
 
 
+def distillations() -> dict[str, nn.Module]:
+    """Return a plain one; and one of all that looks at the whole batch, from other sensors, for two students of different kinds."""
+    encoder = encoder_config()
+    student = replace(encoder, backbone=VitConfig(embed_dim=4, depth=1, num_heads=1))
+    swin = EncoderConfig(SwinConfig(embed_dim=8, depths=(1, 1), num_heads=(1, 1), window=2), 20.0, (RADAR,))
+    everything = DistillationConfig(
+        replace(student, sensors=(RADAR,)),
+        relation_weight=1.0,
+        prototype_weight=0.01,
+        num_prototypes=12,
+        taught_by=("optical", "radar"),
+        others=(("swin", swin),),
+    )
+    return {
+        "plain": Distillation(DistillationConfig(student), teacher_of(encoder), seeded(1)),
+        "everything": Distillation(everything, teacher_of(encoder), seeded(1)),
+    }
+
+
+def teacher_of(encoder: EncoderConfig) -> Encoder:
+    teacher = Encoder(encoder, seeded(5))
+    for parameter in teacher.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=seeded(6)) * 0.2)
+    return teacher
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -107,12 +137,12 @@ def make_batch(step: int, part: slice = slice(None)) -> Batch:
     return batch(8, 3, (batch(8, 3), batch(8, 3), batch(4, 3), batch(4, 3)))
 
 
-def train(rank: int = 0, world_size: int = 1) -> dict[str, dict[str, Any]]:
+def train(rank: int = 0, world_size: int = 1, made: Made = objectives) -> dict[str, dict[str, Any]]:
     """Return, for each objective, the losses of all steps, the first step's gradients and the state at the end."""
     size = NUM_SAMPLES // world_size
     part = slice(rank * size, (rank + 1) * size)
     found = {}
-    for name, objective in objectives().items():
+    for name, objective in made().items():
         trained = [p for p in objective.parameters() if p.requires_grad]
         losses, gradients = [], {}
         for step in range(NUM_STEPS):
@@ -138,14 +168,14 @@ def train(rank: int = 0, world_size: int = 1) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _worker(rank: int, world_size: int, folder: str) -> None:
+def _worker(rank: int, world_size: int, folder: str, made: Made) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
-    torch.save(train(rank, world_size), f"{folder}/{rank}.pt")
+    torch.save(train(rank, world_size, made), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def train_on_ranks(world_size: int, folder: Path) -> list[dict[str, dict[str, Any]]]:
+def train_on_ranks(world_size: int, folder: Path, made: Made = objectives) -> list[dict[str, dict[str, Any]]]:
     """Return what `train` returns on each of several processes."""
-    mp.spawn(_worker, (world_size, str(folder)), world_size)
+    mp.spawn(_worker, (world_size, str(folder), made), world_size)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
