@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.run import Run
 from pipeline import storage
+from pipeline.errors import InputError
 
 INTERVAL_SECONDS = 10.0
 
@@ -36,12 +37,15 @@ def _report(run: Run, num_steps: int, stopped: threading.Event) -> None:
         task = bar.add_task(run.job, total=num_steps)
         while True:
             is_last = stopped.wait(INTERVAL_SECONDS)
-            events = _lines(run, "events.jsonl")
+            try:
+                events, lines = _lines(run, "events.jsonl"), _lines(run, "metrics.jsonl")
+            except InputError:  # a store that cannot be reached: nothing can be said, and the run may outlast it
+                events, lines = [], []
             for event in map(json.loads, events[num_events:]):
                 facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event", "reason"))
                 bar.console.print(f"{run.job}: {event['event']} ({facts})")
-            num_events = len(events)
-            if lines := _lines(run, "metrics.jsonl"):
+            num_events = max(num_events, len(events))
+            if lines:
                 latest = json.loads(lines[-1])
                 text = f"{run.job}  {_told(latest)}"
                 bar.update(task, completed=latest["step"] + 1, description=text)

@@ -53,7 +53,7 @@ def train(job: Job) -> dict[str, Any]:
         require_compiler()
     task = Task(job, _plan(job, run), sinks)
     started = time.time()
-    with follow(run, config.num_steps):
+    with storage.patient(), follow(run, config.num_steps):
         terms = _train_on_cluster(task, run) if config.most else train_rank(task, BareHost(run, config.keep_last))
     run.raise_failure()
     return {"steps": config.num_steps, "seconds": round(time.time() - started, 1), **terms}
@@ -136,4 +136,5 @@ def _trainer(task: Task) -> TorchTrainer:
 
 
 def _train_on_worker(settings: dict[str, Any]) -> None:
-    train_rank(settings["task"], RayHost())
+    with storage.patient():
+        train_rank(settings["task"], RayHost())

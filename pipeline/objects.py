@@ -17,8 +17,9 @@ import numpy as np
 from pipeline import storage
 from pipeline.errors import InputError
 
-# Like `storage`: a request is tried again, waiting longer each time, for about half a minute.
+# Like `storage`: a request is tried again, waiting longer each time, for about half a minute, or two.
 RETRIES: Any = {"max_retries": 10, "retry_timeout": timedelta(seconds=30)}
+PATIENT_RETRIES: Any = {"max_retries": 20, "retry_timeout": timedelta(seconds=120)}
 # No bound on the whole request: a shard on a slow link may take minutes.
 CLIENT: Any = {"connect_timeout": timedelta(seconds=10), "read_timeout": timedelta(seconds=20), "timeout": timedelta(hours=1)}
 CREDENTIALS_TTL = timedelta(minutes=5)
@@ -85,11 +86,11 @@ def _get(url: str) -> Any:
     bucket, _, key = url.removeprefix("s3://").partition("/")
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     with storage.one_line("read", url):
-        return obstore.get(_store(bucket, environment), key).bytes()
+        return obstore.get(_store(bucket, environment, storage.is_patient()), key).bytes()
 
 
 @cache
-def _store(bucket: str, environment: tuple[tuple[str, str], ...]) -> Any:
+def _store(bucket: str, environment: tuple[tuple[str, str], ...], is_patient: bool) -> Any:
     """Return the obstore of `bucket`, one for each AWS environment that this process has had."""
     from botocore.session import get_session
     from obstore.store import S3Store
@@ -102,9 +103,8 @@ def _store(bucket: str, environment: tuple[tuple[str, str], ...]) -> Any:
     if bundle := session.get_config_variable("ca_bundle"):
         with open(bundle, "rb") as file:
             options["root_certificate"] = file.read()
-    return S3Store(
-        bucket, config=config, client_options=options, retry_config=RETRIES, credential_provider=_credentials(session, bucket)
-    )
+    retries, credentials = PATIENT_RETRIES if is_patient else RETRIES, _credentials(session, bucket)
+    return S3Store(bucket, config=config, client_options=options, retry_config=retries, credential_provider=credentials)
 
 
 def _credentials(session: Any, bucket: str) -> Callable[[], Any]:

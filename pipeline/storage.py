@@ -5,6 +5,7 @@ under its final name; and that a store which stays unreachable is one clear line
 usual environment (AWS_*), never from here.
 """
 
+import copy
 import glob
 import hashlib
 import json
@@ -23,8 +24,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import InputError
 
-# Below them s3fs tries each request again, waiting longer each time, for about half a minute.
-S3_OPTIONS = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"mode": "standard", "max_attempts": 3}}}
+ATTEMPTS, PATIENT_ATTEMPTS = 3, 12
+# Below them s3fs tries each request again, waiting longer each time, for about half a minute, or a minute and a half.
+S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"mode": "standard", "max_attempts": ATTEMPTS}}
+}
 STAGING_SUFFIX = ".staged"
 STALE_SECONDS = 3600.0
 
@@ -32,9 +36,27 @@ STALE_SECONDS = 3600.0
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of `url` and the path within it."""
     try:
-        return fsspec.url_to_fs(str(url), **(S3_OPTIONS if str(url).startswith("s3://") else {}))
+        return fsspec.url_to_fs(str(url), **(copy.deepcopy(S3_OPTIONS) if str(url).startswith("s3://") else {}))
     except ValueError as error:
         raise InputError(f"cannot use '{url}': {error}; give a local path or an s3:// URL") from None
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Inside, have a request of this process tried again for more than a minute: what trains for days outlasts a store's outage.
+
+    Elsewhere somebody is waiting who may have mistyped an address.
+    """
+    retries = S3_OPTIONS["config_kwargs"]["retries"]
+    before, retries["max_attempts"] = retries["max_attempts"], PATIENT_ATTEMPTS
+    try:
+        yield
+    finally:
+        retries["max_attempts"] = before
+
+
+def is_patient() -> bool:
+    return S3_OPTIONS["config_kwargs"]["retries"]["max_attempts"] == PATIENT_ATTEMPTS
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

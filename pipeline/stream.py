@@ -281,9 +281,10 @@ class _WindowSource(Datasource):
 
         def run() -> Iterable[Block]:
             source = ray.get(shared)
-            for window, shards in windows:
-                for columns in read(source, sensor_set, window, shards):
-                    yield BlockAccessor.batch_to_block(columns)
+            with storage.patient():
+                for window, shards in windows:
+                    for columns in read(source, sensor_set, window, shards):
+                        yield BlockAccessor.batch_to_block(columns)
 
         num_rows = sum(len(window.number) for window, _ in windows)
         return ReadTask(run, BlockMetadata(num_rows=num_rows, size_bytes=None, input_files=None, exec_stats=None))
