@@ -13,6 +13,7 @@ import torch
 from shapely.geometry import box
 
 from cluster.batches import sensor_specs
+from cluster.run import Run
 from jobs.archives import write_statistics
 from jobs.evaluate import EvaluateConfig, evaluate
 from jobs.evaluation.cell import REFUSED, read
@@ -28,7 +29,7 @@ from jobs.evaluation.disturbances import (
     regions,
     suite,
 )
-from jobs.evaluation.overlap import block_hashes, by_ground
+from jobs.evaluation.overlap import block_hashes, by_ground, overlaps
 from jobs.evaluation.task import label_task
 from jobs.report import report
 from models.encoder import Encoder, EncoderConfig
@@ -203,13 +204,20 @@ def test_test_places_that_were_trained_on_are_refused(
         tiles = [tile(of, number, 0, 0.0 if is_placed else 50.0, is_placed, 0) for number in range(8)]
         archive.publish(f"{split}_0", split, tiles, "x")
     write_statistics(archive)
-    config = EvaluateConfig(seeds=1, protocols=("knn",))
+    (samples,) = label_task(archive, "cover").samples(frozenset([SENSOR.name]))
+    asked, models = [(label_task(archive, "cover"), samples)], [Run(run, "pretrain")]
     with pytest.raises(InputError, match=f"8 of 8 test samples {message}.*add --allow-overlap cover"):
-        evaluate("cover", run, (), (archive.url,), str(tmp_path / "scores"), config)
+        overlaps(asked, models, ())
     with pytest.raises(InputError, match="--allow-overlap names 'other', which is none of the tasks cover"):
-        evaluate("cover", run, (), (archive.url,), str(tmp_path / "scores"), replace(config, allow_overlap=("other",)))
-    allowed = evaluate("cover", run, (), (archive.url,), str(tmp_path / "scores"), replace(config, allow_overlap=("cover",)))
-    assert any("overlap allowed: cover" in note for note in allowed["notes"])
+        overlaps(asked, models, ("other",))
+    (note,) = overlaps(asked, models, ("cover",))
+    assert note.startswith("overlap allowed: cover")
+    (own,) = label_task(trained_on, "cover").samples(frozenset([SENSOR.name]))
+    assert overlaps([(label_task(trained_on, "cover"), own)], models, ()) == []
+    config = EvaluateConfig(seeds=1, protocols=("knn",))
+    if is_placed:
+        with pytest.raises(InputError, match="add --allow-overlap cover"):
+            evaluate("cover", run, (), (archive.url,), str(tmp_path / "scores"), config)
 
 
 class Page(HTMLParser):
