@@ -3,8 +3,8 @@
 Van Tricht et al., ESSD 2023. `*_timeseries.parquet`, one row a sample and month, reflectance x 10000 and
 dB = 20 log10(DN) - 83, 65535 where there is none. A sample is a site of one token: `--site-size-m 40`, all pixels of a tile
 alike, for one is all that is known. The first twelve months of each; a month without data is a tile without valid pixels, so
-that all samples have the same dates. Crops are codes of the WorldCereal legend; the rarer ones are one class, samples without
-are left out. Split by `h3_l3_cell`, about 60 km wide: test regions are unseen.
+that all samples have the same dates. Crops are codes of the WorldCereal legend, the five that have a hundred samples or more of
+the Canadian ones; other samples have no label. Split by `h3_l3_cell`, about 60 km wide: test regions are unseen.
 """
 
 from functools import lru_cache
@@ -22,8 +22,8 @@ from pipeline.sensors import Sensor, load_sensor
 from pipeline.shard import Tile
 from pipeline.splits import split_places
 
-CODES = (1110, 1120, 1200, 4100, 5100, 9120)
-LABELS = {"crop": Label("class", "site", (*(f"code {code}" for code in CODES), "other"))}
+CODES = (1110, 1120, 1200, 4100, 9120)
+LABELS = {"crop": Label("class", "site", tuple(f"code {code}" for code in CODES))}
 PLACES_PER_SHARD = 256
 NUM_MONTHS = 12
 NONE = 65535
@@ -39,7 +39,7 @@ def sensors() -> dict[str, Sensor]:
 
 
 def places(folder: str) -> dict[str, str]:
-    """Return {sample: its file} of the samples that have a crop and twelve months."""
+    """Return {sample: its file} of the samples that have twelve months."""
     found: dict[str, str] = {}
     for path in walk(folder, "_timeseries.parquet"):
         table = _read(path, Path(path).stat().st_mtime_ns)
@@ -66,7 +66,7 @@ def tiles(place: str, path: str, grid: Grid) -> list[Tile]:
     months = _read(path, Path(path).stat().st_mtime_ns).loc[[place]].sort_values("timestamp").iloc[:NUM_MONTHS]
     first = months.iloc[0]
     code = int(first["CROPTYPE_LABEL"])
-    labels = {"crop": float(CODES.index(code) if code in CODES else len(CODES))}
+    labels = {"crop": float(CODES.index(code))} if code in CODES else {}
     result = []
     for name, columns in COLUMNS.items():
         sensor = load_sensor(name)
@@ -87,10 +87,10 @@ def tiles(place: str, path: str, grid: Grid) -> list[Tile]:
 
 @lru_cache(maxsize=1)
 def _read(path: str, _: int) -> pd.DataFrame:
-    """Return the months of the samples that have a crop, by sample; read again when the file's time is another."""
+    """Return the months by sample; read again when the file's time is another."""
     needed = [*FACTS, *(column for columns in COLUMNS.values() for column in columns)]
     try:
         table = pd.read_parquet(path, columns=needed)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot read '{path}': {' '.join(str(error).split())[:200]}") from None
-    return table[table["CROPTYPE_LABEL"] > 0].set_index("sample_id").sort_index()
+    return table.set_index("sample_id").sort_index()
