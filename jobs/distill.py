@@ -57,7 +57,7 @@ def _with_features(recipe: Any, model_url: str, archive_url: str) -> TrainConfig
     if stream.crops or stream.sizes_m or stream.augment != replace(AugmentConfig(), symmetries=False):
         raise InputError(
             "precomputed features are of whole tiles as they are, but tiles are turned, cropped or changed in light; "
-            "give --train.stream.augment.symmetries False and no other augmentation"
+            "give --symmetries False and no other augmentation"
         )
     url = features_url(archive, model_digest(model_url))
     require_features(url, archive, sorted({*recipe.sensors, *recipe.taught_by}))

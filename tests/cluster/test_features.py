@@ -73,7 +73,7 @@ def test_features_that_are_read_teach_as_the_teacher_does(kept: tuple[Archive, E
 
 def test_features_of_other_tiles_or_of_changed_ones_are_refused(kept: tuple[Archive, Encoder, str], tmp_path: Path) -> None:
     archive, _, model = kept
-    with pytest.raises(InputError, match=r"tiles are turned.*--train.stream.augment.symmetries False"):
+    with pytest.raises(InputError, match=r"tiles are turned.*--symmetries False"):
         _with_features(student_tiny(), model, archive.url)
     plain = student_tiny_without_symmetries()
     assert _with_features(plain, model, archive.url).features == features_url(archive, model_digest(model))
