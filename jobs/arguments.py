@@ -1,0 +1,48 @@
+"""Options of a job from the command line: a dataclass in, its instance out, wrong ones in one line."""
+
+import difflib
+import warnings
+from typing import Any
+
+import tyro
+from pydantic import ValidationError
+from tyro.conf import AvoidSubcommands, FlagConversionOff
+
+from pipeline.errors import InputError
+
+
+def parse(kind: Any, arguments: list[str], job: str, description: str | None = None) -> Any:
+    """Return an instance of dataclass `kind` from the command line; unknown options are one line with the nearest known."""
+    settings: dict[str, Any] = {
+        "prog": f"terraloom {job}",
+        "description": description,
+        "config": (AvoidSubcommands, FlagConversionOff),
+    }
+    try:
+        options, unknown = tyro.cli(kind, args=arguments, return_unknown_args=True, **settings)
+    except ValidationError as error:
+        raise InputError("; ".join(f"{'.'.join(map(str, e['loc'])) or job}: {e['msg']}" for e in error.errors())) from None
+    if unknown:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # tyro 1: nothing else lists the options yet
+            parser = tyro.extras.get_parser(kind, **settings)
+        known = [name for name in parser._option_string_actions if name.startswith("--")]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise InputError(f"argument '{unknown[0]}' is unknown to 'terraloom {job}'{hint}; see terraloom {job} --help")
+    return options
+
+
+def recipe_of(kind: str, arguments: list[str], job: str | None = None) -> tuple[str, Any]:
+    from jobs.recipes import load_recipe, recipes
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        shown = "\n".join(f"  {n:14} {(f.__doc__ or '').splitlines()[0]}" for n, f in recipes(kind).items())
+        inputs = {"pretrain": "ARCHIVE RUN", "distill": "TEACHER_RUN ARCHIVE RUN", "estimate": "--gpus N --gpu NAME"}
+        job = job or kind
+        print(
+            f"usage: terraloom {job} RECIPE {inputs[job]} [options]\n\nrecipes:\n{shown}"
+            f"\n\nterraloom {job} RECIPE --help lists its options."
+        )
+        raise SystemExit(0 if arguments else 2)
+    return arguments[0], load_recipe(kind, arguments[0])
