@@ -77,14 +77,14 @@ def embed(encoder: Encoder, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.
 def features_of_shard(archive: Archive, maker: FeatureMaker, shard: str, sensor_name: str, rows: np.ndarray) -> np.ndarray:
     """Return features (N, D) of tiles `rows` of one sensor in one shard."""
     torch.set_num_threads(1)
-    return maker.features(*_tiles_of(archive, shard, sensor_name, rows))
+    return maker.features(*tiles_of(archive, shard, sensor_name, rows))
 
 
 @torch.no_grad()
 def maps_of_shard(archive: Archive, encoder: Encoder, shard: str, sensor_name: str, rows: np.ndarray) -> list[np.ndarray]:
     """Return each stage's maps (N, D, y, x) float32 of tiles `rows`, as students are taught: time and place untold."""
     torch.set_num_threads(1)
-    tiles, spec, found = to_tiles(_tiles_of(archive, shard, sensor_name, rows)[0]), encoder.spec(sensor_name), []
+    tiles, spec, found = to_tiles(tiles_of(archive, shard, sensor_name, rows)[0]), encoder.spec(sensor_name), []
     spec.check(tiles, encoder.config.token_size_m)
     normalised, _ = encoder.normalise(tiles, spec)
     is_valid = tiles.is_observed.flatten(0, 1)
@@ -94,7 +94,7 @@ def maps_of_shard(archive: Archive, encoder: Encoder, shard: str, sensor_name: s
     return [torch.cat(stage).permute(0, 3, 1, 2).numpy() for stage in zip(*found)]
 
 
-def _tiles_of(archive: Archive, shard: str, sensor_name: str, rows: np.ndarray) -> tuple[SensorArrays, np.ndarray]:
+def tiles_of(archive: Archive, shard: str, sensor_name: str, rows: np.ndarray) -> tuple[SensorArrays, np.ndarray]:
     """Return tiles `rows`, one date each, and where they are, (N, 2) longitudes and latitudes."""
     sensor, tiles = archive.sensors[sensor_name], archive.tiles([shard])
     facts = tiles[tiles["sensor"] == sensor_name].set_index("row").loc[rows]
@@ -102,4 +102,4 @@ def _tiles_of(archive: Archive, shard: str, sensor_name: str, rows: np.ndarray) 
     days = seconds_of(facts["time"])[:, None] / SECONDS_PER_DAY
     pixels = sensor.to_physical(stored)[:, None]
     arrays = SensorArrays(sensor, pixels, is_valid[:, None] > 0, np.ones(days.shape, bool), days)
-    return arrays, facts[["lon_deg", "lat_deg"]].to_numpy(np.float64)
+    return arrays, np.array(facts[["lon_deg", "lat_deg"]], np.float64)  # a copy that torch may write to

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from cluster.batches import to_tiles
-from cluster.embedding import FeatureMaker
+from cluster.embedding import FeatureMaker, tiles_of
 from jobs.evaluation.perturbation import Perturbation
 from jobs.evaluation.samples import TaskSamples
 from models.encoder import Encoder
@@ -22,7 +22,6 @@ from models.tuned import compared_dates
 from pipeline import storage
 from pipeline.archive import Archive
 from pipeline.augment import SensorArrays
-from pipeline.dates import SECONDS_PER_DAY, seconds_of
 
 FOLDER = "features"
 BATCH_SIZE = 32
@@ -70,7 +69,7 @@ class FeatureStore:
     def make(self, key: FeatureKey, sensor: str, shard: str, rows: np.ndarray) -> None:
         """Make and publish the features of `rows` of one sensor in one shard."""
         torch.set_num_threads(1)
-        arrays, lonlat_deg = _tiles(key.archive, sensor, shard, rows)
+        arrays, lonlat_deg = tiles_of(key.archive, shard, sensor, rows)
         if key.perturbation is not None:
             seed = int(hashlib.sha256(f"{sensor} {shard}".encode()).hexdigest()[:16], 16)
             arrays = key.perturbation.arrays(arrays, np.random.default_rng(seed))
@@ -115,16 +114,6 @@ class FeatureStore:
 def combine(features: dict[str, np.ndarray]) -> np.ndarray:
     """Return (N, D') from (N, T, D) per sensor: what probes see of the dates of each."""
     return np.concatenate([part for values in features.values() for part in compared_dates(values)], axis=1)
-
-
-def _tiles(archive: Archive, sensor_name: str, shard: str, rows: np.ndarray) -> tuple[SensorArrays, np.ndarray]:
-    sensor, tiles = archive.sensors[sensor_name], archive.tiles([shard])
-    facts = tiles[tiles["sensor"] == sensor_name].set_index("row").loc[rows]
-    stored, is_valid = archive.read(shard, sensor_name, rows)
-    days = seconds_of(facts["time"])[:, None] / SECONDS_PER_DAY
-    pixels = sensor.to_physical(stored)[:, None]
-    arrays = SensorArrays(sensor, pixels, is_valid[:, None] > 0, np.ones(days.shape, bool), days)
-    return arrays, np.array(facts[["lon_deg", "lat_deg"]], np.float64)  # a copy that torch may write to
 
 
 @torch.no_grad()
