@@ -19,6 +19,8 @@ from models.layers import SteadyConv2d
 
 POOLED_CELLS = (1, 2)
 """Sides of the grids on which the last map is averaged; the published 1, 2, 3, 6 are for maps that are not 4 to 16 cells wide."""
+MIN_STD = 1e-3
+"""Of a channel after a LayerNorm, below which it is not spread further."""
 
 
 class DenseHead(nn.Module):
@@ -40,12 +42,26 @@ class DenseHead(nn.Module):
                 for name, stages in widths.items()
             }
         )
+        self.scales = nn.ModuleDict({name: nn.ModuleList(map(_Scale, stages)) for name, stages in widths.items()})
         num_stages = len(next(iter(widths.values())))
         self.context = nn.ModuleList(SteadyConv2d(hidden, hidden, 1) for _ in POOLED_CELLS)
         self.settle = _Convolution(hidden * (1 + len(POOLED_CELLS)), hidden)
         self.fuse = nn.Sequential(_Convolution(hidden * num_stages, hidden), _Convolution(hidden, hidden))
         self.leave = PixelDecoder(hidden, num_outputs, cell_px)
         initialise(self, generator)
+
+    @torch.no_grad()
+    def standardise(self, maps: Mapping[str, Sequence[Tensor]]) -> None:
+        """Give every channel the mean 0 and deviation 1 that it lacks on these maps, as linear probes do.
+
+        Masked modelling leaves most variance in a few directions; without it the head hardly sees the others.
+        """
+        for name, found in maps.items():
+            scales: Any = self.scales[name]
+            for scale, stage_BTyxD in zip(scales, found):
+                values_ND = F.layer_norm(stage_BTyxD, stage_BTyxD.shape[-1:]).flatten(0, -2)
+                scale.mean.copy_(values_ND.mean(0))
+                scale.std.copy_(values_ND.std(0).clamp_min(MIN_STD))
 
     def forward(self, maps: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """Return (B, K, Y, X) in the maps' dtype from sensor -> for each stage (B, T, y, x, D)."""
@@ -60,12 +76,29 @@ class DenseHead(nn.Module):
     def _entered(self, maps: Mapping[str, Sequence[Tensor]], stage: int) -> Tensor:
         """Return (B, H, y, x): what the sensors' maps of a stage add up to."""
         layers: dict[str, Any] = {name: layers[stage] for name, layers in self.enter.items()}  # type: ignore[index]
-        return torch.stack([layers[name](compared(found[stage])) for name, found in maps.items()]).sum(0).permute(0, 3, 1, 2)
+        scales: dict[str, Any] = {name: scales[stage] for name, scales in self.scales.items()}  # type: ignore[index]
+        entered = [layers[name](compared(scales[name](found[stage]))) for name, found in maps.items()]
+        return torch.stack(entered).sum(0).permute(0, 3, 1, 2)
 
     def _with_context(self, last_BHyx: Tensor) -> Tensor:
         pooled = [F.adaptive_avg_pool2d(last_BHyx, cells) for cells in POOLED_CELLS]
         around = [_resized(F.gelu(layer(part)), last_BHyx) for layer, part in zip(self.context, pooled)]
         return self.settle(torch.cat([last_BHyx, *around], 1))
+
+
+class _Scale(nn.Module):
+    """A LayerNorm over the channels of each cell, then a mean and deviation of each channel that are given, not learned."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def forward(self, map_BTyxD: Tensor) -> Tensor:
+        return (F.layer_norm(map_BTyxD, map_BTyxD.shape[-1:]) - self.mean.to(map_BTyxD)) / self.std.to(map_BTyxD)
 
 
 class _Convolution(nn.Module):
@@ -81,8 +114,7 @@ class _Convolution(nn.Module):
 
 
 def compared(map_BTyxD: Tensor) -> Tensor:
-    """Return (B, y, x, D) of one date; of several (B, y, x, 2 D), the last and its difference from the first; after a LayerNorm."""
-    map_BTyxD = F.layer_norm(map_BTyxD, map_BTyxD.shape[-1:])
+    """Return (B, y, x, D) of one date; of several (B, y, x, 2 D), the last and its difference from the first."""
     last = map_BTyxD[:, -1]
     return last if map_BTyxD.shape[1] == 1 else torch.cat([last, last - map_BTyxD[:, 0]], -1)
 

@@ -46,7 +46,19 @@ def test_equal_dates_have_no_difference() -> None:
     map_BTyxD = torch.randn(2, 1, 4, 4, 6, generator=torch.Generator().manual_seed(3)).expand(-1, 3, -1, -1, -1)
     last, change = compared(map_BTyxD).split(6, -1)
     assert torch.equal(change, torch.zeros_like(change))
-    assert last.mean().abs() < 1e-6
+    assert torch.equal(last, map_BTyxD[:, 0])
+
+
+def test_channels_of_little_variance_are_seen_after_standardising() -> None:
+    """A channel with a fiftieth of the others' spread, about another level, spreads as they do; its two sides stay apart."""
+    maps = {"radar": [torch.randn(64, 1, 4, 4, 6, generator=torch.Generator().manual_seed(6))]}
+    maps["radar"][0][..., 5] = maps["radar"][0][..., 5] * 0.02 + 1
+    head = DenseHead({"radar": [6]}, {"radar": 1}, 2, 1, 8, torch.Generator().manual_seed(7))
+    assert head.scales["radar"][0](maps["radar"][0])[..., 5].mean() > 0.3
+    head.standardise(maps)
+    seen_ND = head.scales["radar"][0](maps["radar"][0]).flatten(0, -2)
+    assert torch.allclose(seen_ND.mean(0), torch.zeros(6), atol=1e-4)
+    assert torch.allclose(seen_ND.std(0), torch.ones(6), atol=1e-3)
 
 
 def test_head_learns_what_differs_between_two_dates() -> None:

@@ -20,6 +20,8 @@ from models.dense_head import DenseHead
 KINDS = DENSE
 ROLE = "maps"
 WEIGHT_DECAY = 0.05
+LOOKED_AT = 128
+"""Training samples from which the mean and deviation of a map's channels are taken."""
 
 Maps = dict[str, list[np.ndarray]]
 
@@ -35,6 +37,7 @@ def _train(question: Question) -> DenseHead:
     maps, targets = question.maps(question.train), _training.marked(task.targets(question.samples, question.train))
     generator, rng = torch.Generator().manual_seed(question.seed), np.random.default_rng(question.seed)
     head = head_of(maps, targets.shape[-1], len(task.classes), generator)
+    head.standardise(_tensors(maps, rng.permutation(len(targets))[:LOOKED_AT]))
     optimiser = torch.optim.AdamW(head.parameters(), training.learning_rate, weight_decay=WEIGHT_DECAY)
     steps, size = training.decoder_steps, min(training.batch_size, len(question.train))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.learning_rate, total_steps=steps)
