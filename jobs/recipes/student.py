@@ -99,7 +99,10 @@ def student_tiny() -> StudentRecipe:
 
 
 def student_light() -> StudentRecipe:
-    """A Swin of 0.14 M parameters with less than a tenth of the `msgfm` encoder's operations, taught relations besides."""
+    """A Swin of 0.14 M parameters with less than a tenth of the `msgfm` encoder's operations, taught relations besides.
+
+    Of one sensor it keeps its teacher's score in 500 steps (`student_radar --students swin_light`); of four it needs more.
+    """
     return replace(student(), backbone=_swin("swin_light"), relation_weight=1.0, statistics="batch")
 
 
