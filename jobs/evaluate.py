@@ -125,13 +125,13 @@ def tasks_of(named: str, archives: Sequence[Archive], ignored: tuple[str, ...]) 
             raise InputError(f"task '{name}' is no label of archive {where} (labels: {labels}); coregister it with --labels")
     found = [label_task(archive, name, ignored) for name in names for archive in archives if name in archive.labels]
     check_ignored(ignored, found)
-    return [*found, *(made for name in names if name in RESTORATION for made in _restoration(name, archives))]
+    return [*found, *(made for name in names if name in RESTORATION for made in _restoration(name, archives, named != ALL))]
 
 
-def _restoration(name: str, archives: Sequence[Archive]) -> list[Task]:
-    """Return a task of each archive that has samples for it; of all, if none has."""
+def _restoration(name: str, archives: Sequence[Archive], must: bool) -> list[Task]:
+    """Return a task of each archive that has samples for it; of all where it was asked for by name and none has."""
     made = [RESTORATION[name](archive) for archive in archives]
-    return [task for task in made if task.samples(frozenset(task.archive.sensors))] or made
+    return [task for task in made if task.samples(frozenset(task.archive.sensors))] or (made if must else [])
 
 
 def _asked(

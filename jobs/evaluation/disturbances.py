@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 
+from jobs.evaluation.restored import KINDS as RESTORATION
 from jobs.evaluation.samples import TaskSamples
+from jobs.evaluation.task import DENSE
 from pipeline.archive import Archive
 from pipeline.augment import SensorArrays, turn
 from pipeline.errors import InputError
@@ -197,11 +199,11 @@ def suite(samples: TaskSamples, archive: Archive, kind: str) -> list[Disturbance
     for sensor in samples.sensors:
         for change in CHANGES:
             found += [change(strength, sensor) for strength in _fitting(change, archive, sensor)]
-    single_date = all(rows.shape[1] == 1 for rows in samples.tiles.rows.values())
+    is_of_a_date = kind not in RESTORATION and all(rows.shape[1] == 1 for rows in samples.tiles.rows.values())
     builders: list[Callable[[], list[Disturbance]]] = [
-        # The truth of a map would have to be turned too.
-        lambda: [] if kind in ("segmentation", "change") else [Turned(strength) for strength in Turned.strengths],
-        lambda: [OtherDate(strength, archive=archive) for strength in OtherDate.strengths] if single_date else [],
+        # The truth of a map or an image would have to be turned too.
+        lambda: [] if kind in (*DENSE, *RESTORATION) else [Turned(strength) for strength in Turned.strengths],
+        lambda: [OtherDate(strength, archive=archive) for strength in OtherDate.strengths] if is_of_a_date else [],
         lambda: [OtherRegion(strength) for strength in OtherRegion.strengths],
     ]
     for build in builders:

@@ -5,8 +5,6 @@ number an image; over a split it is the images' numbers that are averaged (SEN12
 where the truth is known. SSIM and ERGAS are torchmetrics'; what it lacks, or defines otherwise than the field, is here.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from scipy import ndimage
@@ -16,8 +14,6 @@ from jobs.evaluation.hypercomplex import q2n
 
 SSIM_SIGMA, SSIM_REACH_PX = 1.5, 5
 LAPLACIAN = np.array([[-1.0, -1.0, -1.0], [-1.0, 8.0, -1.0], [-1.0, -1.0, -1.0]])
-UNITS = {"sam": "degrees", "psnr": "dB"}
-LOWER_IS_BETTER = ("mae", "rmse", "sam", "ergas", "d_lambda", "d_s")
 
 
 def scaled(pixels: np.ndarray, clip: tuple[float, float]) -> np.ndarray:
@@ -118,8 +114,3 @@ def full_resolution(found: np.ndarray, coarse: np.ndarray, pan: np.ndarray, coar
     apart = [abs(q2n(found[[i]], pan[None]) - q2n(coarse[[i]], coarse_pan[None])) for i in bands]
     d_lambda, d_s = float(np.mean(changes)) if changes else 0.0, float(np.mean(apart))
     return {"qnr": (1 - d_lambda) * (1 - d_s), "d_lambda": d_lambda, "d_s": d_s}
-
-
-def means(images: list[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean over images of each metric; where one has no value for an image, over the others."""
-    return {name: float(np.nanmean([image[name] for image in images])) for name in images[0]}

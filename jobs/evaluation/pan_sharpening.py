@@ -106,7 +106,8 @@ class PairReader:
 
 
 def _pairs(arrays: dict[str, SensorArrays]) -> list[Pair]:
-    ms, pan = (found.pixels[:, 0].astype(np.float64) for found in arrays.values())
+    # A tile that a perturbation took away is dark to sharpeners.
+    ms, pan = ((found.pixels * found.is_present[..., None, None, None])[:, 0].astype(np.float64) for found in arrays.values())
     return [Pair(image, fine[0]) for image, fine in zip(ms, pan)]
 
 
@@ -115,7 +116,8 @@ def _example(arrays: dict[str, SensorArrays], pairs: list[Pair], truth: np.ndarr
     inputs = {name: _inputs(found, image) for (name, found), image in zip(arrays.items(), images)}
     everywhere = np.ones((len(truth), *truth.shape[2:]), bool)
     guess = np.stack([bicubic(pair) for pair in pairs])
-    return Example(inputs, guess.astype(np.float32), everywhere, truth.astype(np.float32), everywhere)
+    is_known = everywhere & next(iter(arrays.values())).is_present[:, 0, None, None]
+    return Example(inputs, guess.astype(np.float32), is_known, truth.astype(np.float32), everywhere)
 
 
 def _inputs(arrays: SensorArrays, images: np.ndarray) -> SensorArrays:

@@ -5,7 +5,7 @@ An answer is images (N, C, Y, X) in the target sensor's unit. What a sample need
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,6 @@ from jobs.evaluation.metrics import Outcome
 from jobs.evaluation.perturbation import Perturbation
 from jobs.evaluation.samples import TaskSamples, samples_of
 from pipeline.augment import SensorArrays, dihedral, turn
-from pipeline.sensors import Sensor
 
 TARGET, OTHER, PATTERN, SYMMETRY = range(4)
 """Row of the true tile; of another clear date of the site; number of the clouds that are laid over it; how they are turned."""
@@ -65,16 +64,6 @@ class Reader(Protocol):
     """Reads the samples of one task; keeps tiles that it has read as far as memory goes."""
 
     def example(self, chosen: np.ndarray) -> Example: ...
-
-
-class RestorationTask(Protocol):
-    """What restoration protocols ask of a task besides what all tasks say."""
-
-    def target_sensor(self, samples: TaskSamples) -> Sensor: ...
-
-    def reader(self, samples: TaskSamples, perturbation: Perturbation | None = None) -> Any: ...
-
-    def outcome(self, samples: TaskSamples, chosen: np.ndarray, predicted: Any) -> Outcome: ...
 
 
 def disturbed(arrays: dict[str, SensorArrays], perturbation: Perturbation | None, chosen: np.ndarray) -> dict[str, SensorArrays]:

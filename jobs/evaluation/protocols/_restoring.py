@@ -11,7 +11,7 @@ from cluster.batches import to_tiles
 from jobs.evaluation.cell import Answer
 from jobs.evaluation.pan_sharpening import PanSharpening
 from jobs.evaluation.question import Question
-from jobs.evaluation.restored import KINDS, Example, Reader
+from jobs.evaluation.restored import Example, Reader
 from jobs.evaluation.sharpening import Pair
 from jobs.figures import to_rgb
 from models.batch import Batch
@@ -21,8 +21,6 @@ from pipeline.sensors import Sensor
 BATCH_SIZE = 16
 NUM_PICTURES = 6
 WEIGHT_DECAY = 0.01
-
-__all__ = ["KINDS", "answered", "sharpened", "tensors", "trained"]
 
 
 def trained(question: Question, groups: Callable[[Restorer], list[dict[str, Any]]], steps: int, is_frozen: bool) -> Restorer:

@@ -2,12 +2,12 @@
 
 import torch
 
+from jobs.evaluation import restored
 from jobs.evaluation.cell import Answer
 from jobs.evaluation.protocols._restoring import answered, restorer, trained
 from jobs.evaluation.question import Question
-from jobs.evaluation.restored import KINDS
 
-__all__ = ["KINDS"]
+KINDS = restored.KINDS
 ROLE = "frozen"
 
 

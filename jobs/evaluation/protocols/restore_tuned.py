@@ -5,14 +5,14 @@ From random weights it is the supervised baseline.
 
 import torch
 
+from jobs.evaluation import restored
 from jobs.evaluation.cell import Answer
 from jobs.evaluation.contenders import SCRATCH
 from jobs.evaluation.protocols._restoring import answered, restorer, trained
 from jobs.evaluation.question import Question
-from jobs.evaluation.restored import KINDS
 from models.tuned import Tuned
 
-__all__ = ["KINDS"]
+KINDS = restored.KINDS
 ROLE = "tuned"
 
 

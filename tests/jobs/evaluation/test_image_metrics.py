@@ -13,7 +13,6 @@ from jobs.evaluation.image_metrics import (
     differences,
     ergas,
     full_resolution,
-    means,
     psnr,
     reduced_resolution,
     sam,
@@ -169,7 +168,3 @@ def test_qnr_is_one_where_nothing_between_bands_and_pan_has_changed() -> None:
     d_lambda = np.mean([abs(_uiqi(moved[i], moved[j]) - _uiqi(coarse[i], coarse[j])) for i, j in pairs])
     d_s = np.mean([abs(_uiqi(m, pan) - _uiqi(c, pan)) for m, c in zip(moved, coarse)])
     assert found == pytest.approx({"qnr": (1 - d_lambda) * (1 - d_s), "d_lambda": d_lambda, "d_s": d_s}, abs=1e-9)
-
-
-def test_means_leave_out_what_has_no_value() -> None:
-    assert means([{"sam": 2.0, "mae": 1.0}, {"sam": float("nan"), "mae": 3.0}]) == {"sam": 2, "mae": 2}

@@ -1,5 +1,8 @@
 """Cloud removal and pan-sharpening on small archives of smooth ground: which tiles are taken, what answers are worth."""
 
+import base64
+import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,19 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
 from cluster.batches import spec_of
+from cluster.embedding import ImageStatistics
+from jobs.archives import write_statistics
+from jobs.evaluation import cell as cells
 from jobs.evaluation.cloud_removal import CloudRemoval
 from jobs.evaluation.clouds import patterns
 from jobs.evaluation.contenders import STATISTICS, Contender
 from jobs.evaluation.features import FeatureStore
 from jobs.evaluation.pan_sharpening import PanSharpening
+from jobs.evaluation.plan import Work, answered
 from jobs.evaluation.protocols import load_protocol
 from jobs.evaluation.question import Question, TrainingConfig
 from jobs.evaluation.restored import CLOUD_REMOVAL, OTHER, PATTERN, SHARPENING, TARGET
 from jobs.evaluation.samples import TaskSamples
 from jobs.evaluation.sharpening import SHARPENERS, Pair, bicubic, degrade
+from jobs.evaluation.table import table_of
+from jobs.leaderboard import leaderboard
 from models.encoder import Encoder, EncoderConfig
 from models.vit import VitConfig
 from pipeline.archive import Archive, create_archive
@@ -99,7 +109,7 @@ def question(tmp_path: Path) -> Callable[..., Question]:
     return make
 
 
-PIXELS = Contender(STATISTICS, frozenset(["pixels"]), (), "")
+PIXELS = Contender(STATISTICS, frozenset(["pixels"]), (ImageStatistics(),), "")
 
 
 def test_a_site_is_a_real_pair_or_a_clear_tile_under_clouds_of_others(cloud_archive: Archive) -> None:
@@ -203,6 +213,7 @@ def pan_archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
         made = [tile(MS, name, pair.ms) for name, pair in zip(names, pairs)]
         made += [tile(PAN, name, pair.pan[None]) for name, pair in zip(names, pairs)]
         archive.publish(f"made_{split}_0", split, made, "x")
+    write_statistics(archive)
     return archive
 
 
@@ -235,3 +246,23 @@ def test_bootstrap_takes_whole_images(cloud_archive: Archive) -> None:
     outcome = task.outcome(samples, samples.part("test"), task.reader(samples).example(samples.part("test")).guess)
     twice = outcome.take(np.array([2, 2])).scores()
     assert twice == pytest.approx(outcome.take(np.array([2])).scores())
+
+
+def test_the_leaderboard_shows_sharpened_images_and_all_their_metrics(pan_archive: Archive, tmp_path: Path) -> None:
+    task = PanSharpening(pan_archive)
+    (samples,) = task.samples(frozenset(pan_archive.sensors))
+    for name in ("bicubic", "brovey"):
+        about = cells.Cell(task.name, pan_archive.url, samples.name, STATISTICS, name, 1.0, 0)
+        row = answered(Work(about, task, samples, PIXELS, "", "", TrainingConfig()), str(tmp_path))
+        assert not row.error
+        assert row.low < row.score < row.high
+    table = table_of(cells.frame(cells.read(str(tmp_path))))
+    (section,) = leaderboard(str(tmp_path), {"table": table, "notes": ["said <once>"]})
+    assert "Evaluation: pan_sharpening" in section
+    assert "said &lt;once&gt;" in section
+    for metric in ("Q2n", "ERGAS ↓", "SAM ↓", "SCC", "QNR", "D_lambda ↓"):
+        assert f"<th>{metric}</th>" in section
+    assert "brovey, worldview_ms + worldview_pan: input, true, predicted, error" in section
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)", section)
+    assert len(pictures) == 1, "of the best protocol of each model"
+    assert Image.open(io.BytesIO(base64.b64decode(pictures[0]))).size[0] > 400
