@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from cluster.embedding import embed
 from models.batch import Batch, Tiles
-from models.encoder import Embedding, check_values
+from models.encoder import Embedding
 from models.sensor import SensorSpec
+from models.values import check_values
 from pipeline.augment import SensorArrays
 from pipeline.errors import InputError
 from pipeline.sensors import load_sensor
