@@ -101,6 +101,38 @@ class _Scale(nn.Module):
         return (F.layer_norm(map_BTyxD, map_BTyxD.shape[-1:]) - self.mean.to(map_BTyxD)) / self.std.to(map_BTyxD)
 
 
+class PixelHead(nn.Module):
+    """A dense head beside a shallow look at the pixels themselves: maps say what is there, pixels where it ends.
+
+    `bands`: of each sensor; `num_dates` as of the head, which gives DETAIL channels here.
+    """
+
+    DETAIL = 16
+
+    def __init__(
+        self, head: DenseHead, bands: Mapping[str, int], num_dates: Mapping[str, int], num_outputs: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.head = head
+        width = sum(count * (1 if num_dates[name] == 1 else 2) for name, count in bands.items())
+        self.look = nn.Sequential(_Convolution(width, self.DETAIL), _Convolution(self.DETAIL, self.DETAIL))
+        self.judge = nn.Sequential(_Convolution(2 * self.DETAIL, self.DETAIL), SteadyConv2d(self.DETAIL, num_outputs, 1))
+        initialise(self.look, generator)
+        initialise(self.judge, generator)
+
+    def forward(self, maps: Mapping[str, Sequence[Tensor]], pixels: Mapping[str, Tensor]) -> Tensor:
+        """Return (B, K, Y, X) from maps as `DenseHead` takes them and normalised pixels, sensor -> (B, T, C, Y, X)."""
+        around_BHYX = self.head(maps)
+        seen = [_resized(_compared_pixels(pixels[name]), around_BHYX) for name in maps]
+        return self.judge(torch.cat([around_BHYX, self.look(torch.cat(seen, 1))], 1))
+
+
+def _compared_pixels(pixels_BTCYX: Tensor) -> Tensor:
+    """Return (B, C, Y, X) of one date; of several (B, 2 C, Y, X), the last and its difference from the first."""
+    last = pixels_BTCYX[:, -1]
+    return last if pixels_BTCYX.shape[1] == 1 else torch.cat([last, last - pixels_BTCYX[:, 0]], 1)
+
+
 class _Convolution(nn.Module):
     """A 3 x 3 convolution, a norm over each sample's channels and cells, GELU."""
 

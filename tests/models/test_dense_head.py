@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.batch import Batch, Tiles
-from models.dense_head import DenseHead, compared
+from models.dense_head import DenseHead, PixelHead, compared
 from models.encoder import Encoder, EncoderConfig
 from models.resnet import ResnetConfig
 from models.sensor import SensorSpec
@@ -79,6 +79,22 @@ def test_head_learns_what_differs_between_two_dates() -> None:
     assert (head(maps).argmax(1) == truth).float().mean() > 0.97
     swapped = head({"radar": [maps["radar"][0].flip(1)]}).argmax(1)
     assert (swapped[truth == 1] == 1).float().mean() < 0.5
+
+
+def test_with_pixels_edges_are_finer_than_a_cell() -> None:
+    """What differs between two pixels of one cell, of which the maps say nothing, is found in the pixels."""
+    generator = torch.Generator().manual_seed(8)
+    truth = torch.randint(2, (8, 16, 16), generator=generator)
+    pixels = {"radar": torch.stack([torch.zeros(8, 1, 16, 16), truth[:, None] * 2.0 - 1], 1)}
+    maps = {"radar": [torch.randn(8, 2, 4, 4, 6, generator=generator)]}
+    inner = DenseHead({"radar": [6]}, {"radar": 2}, PixelHead.DETAIL, 4, 8, generator)
+    head = PixelHead(inner, {"radar": 1}, {"radar": 2}, 2, generator)
+    optimiser = torch.optim.AdamW(head.parameters(), 1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(head(maps, pixels), truth).backward()
+        optimiser.step()
+    assert (head(maps, pixels).argmax(1) == truth).float().mean() > 0.97
 
 
 @pytest.mark.parametrize("kind", BACKBONES)

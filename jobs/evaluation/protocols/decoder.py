@@ -4,11 +4,12 @@ Maps are made once and not augmented. Rare classes weigh more in the loss; from 
 on val.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.evaluation.cell import Answer
 from jobs.evaluation.protocols import _training
@@ -28,16 +29,19 @@ Maps = dict[str, list[np.ndarray]]
 
 def answer(question: Question) -> Answer:
     torch.set_num_threads(1)
-    head = _train(question)
-    return answered(question, lambda chosen, is_test: _outputs(question, head, chosen, is_test))
+    maps = question.maps(question.train)
+    head = head_of(maps, side_px(question), len(question.label_task.classes), torch.Generator().manual_seed(question.seed))
+    standardise(head, maps, question.seed)
+    trained(question, head, lambda batch: head(tensors(maps, batch)))
+    return answered(
+        question, lambda chosen, is_test: given(lambda: head(tensors(question.maps(chosen, is_test), np.arange(len(chosen)))))
+    )
 
 
-def _train(question: Question) -> DenseHead:
-    training, task = question.training, question.label_task
-    maps, targets = question.maps(question.train), _training.marked(task.targets(question.samples, question.train))
-    generator, rng = torch.Generator().manual_seed(question.seed), np.random.default_rng(question.seed)
-    head = head_of(maps, targets.shape[-1], len(task.classes), generator)
-    head.standardise(_tensors(maps, rng.permutation(len(targets))[:LOOKED_AT]))
+def trained(question: Question, head: nn.Module, outputs: Callable[[np.ndarray], Tensor]) -> None:
+    """Train `head`, which makes `outputs` (B, K, Y, X) of the training samples at places of `question.train`."""
+    training, task, rng = question.training, question.label_task, np.random.default_rng(question.seed)
+    targets = _training.marked(task.targets(question.samples, question.train))
     optimiser = torch.optim.AdamW(head.parameters(), training.learning_rate, weight_decay=WEIGHT_DECAY)
     steps, size = training.decoder_steps, min(training.batch_size, len(question.train))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.learning_rate, total_steps=steps)
@@ -45,14 +49,33 @@ def _train(question: Question) -> DenseHead:
     for _ in range(steps):
         batch = rng.choice(len(targets), size, replace=False)
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = head(_tensors(maps, batch))
-        loss = _training.loss_of(task.kind, outputs.float(), targets[batch], weight)
+            made = outputs(batch)
+        loss = _training.loss_of(task.kind, made.float(), targets[batch], weight)
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-    return head.eval()
+    head.eval()
+
+
+@torch.no_grad()
+def given(outputs: Callable[[], Tensor]) -> Tensor:
+    """Return what a trained head answers, float32."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return outputs().float()
+
+
+def standardise(head: DenseHead, maps: Maps, seed: int) -> None:
+    """Have the head see the channels of some of the training samples' maps at one scale."""
+    count = len(next(iter(maps.values()))[0])
+    head.standardise(tensors(maps, np.random.default_rng(seed).permutation(count)[:LOOKED_AT]))
+
+
+def side_px(question: Question) -> int:
+    """Return the side of the maps that are asked for, in pixels."""
+    archive = question.task.archive
+    return archive.sensors[question.label_task.target_sensor(question.samples)].tile_shape(archive.grid.site_size_m)[0]
 
 
 def head_of(maps: dict[str, Any], side_px: int, num_outputs: int, generator: torch.Generator) -> DenseHead:
@@ -63,11 +86,5 @@ def head_of(maps: dict[str, Any], side_px: int, num_outputs: int, generator: tor
     return DenseHead(widths, dates, num_outputs, side_px // cells, generator=generator)
 
 
-@torch.no_grad()
-def _outputs(question: Question, head: DenseHead, chosen: np.ndarray, is_test: bool) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return head(_tensors(question.maps(chosen, is_test), np.arange(len(chosen)))).float()
-
-
-def _tensors(maps: Maps, batch: np.ndarray) -> dict[str, list[Tensor]]:
+def tensors(maps: Maps, batch: np.ndarray) -> dict[str, list[Tensor]]:
     return {name: [torch.from_numpy(stage[batch]).float() for stage in stages] for name, stages in maps.items()}
