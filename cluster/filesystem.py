@@ -1,7 +1,5 @@
 """Ray Train writes through pyarrow: the same URL as one of its file systems."""
 
-import copy
-
 import fsspec
 import pyarrow.fs
 
@@ -16,5 +14,5 @@ def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
     if storage.is_local(url):
         return None, storage.filesystem(storage.absolute(url))[1]
     with storage.patient():
-        patient = copy.deepcopy(storage.S3_OPTIONS)
+        patient = storage.s3_options()
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem("s3", **patient))), url.removeprefix("s3://")

@@ -72,7 +72,7 @@ def open_cube(href: str) -> Iterator[xr.Dataset]:
 def _open(href: str, stack: ExitStack) -> xr.Dataset:
     try:
         if href.rstrip("/").lower().endswith(".zarr"):
-            options = storage.S3_OPTIONS if href.startswith("s3://") else None
+            options = storage.s3_options() if href.startswith("s3://") else None
             return xr.open_zarr(href, mask_and_scale=False, chunks=None, storage_options=options)
         file = stack.enter_context(fsspec.core.OpenFile(*storage.filesystem(href)))
         return xr.open_dataset(file, mask_and_scale=False)

@@ -5,7 +5,6 @@ under its final name; and that a store which stays unreachable is one clear line
 usual environment (AWS_*), never from here.
 """
 
-import copy
 import glob
 import hashlib
 import json
@@ -25,10 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import InputError
 
 ATTEMPTS, PATIENT_ATTEMPTS = 3, 12
-# Below them s3fs tries each request again, waiting longer each time, for about half a minute, or a minute and a half.
-S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": {"mode": "standard", "max_attempts": ATTEMPTS}}
-}
+"""How often a request is made, at most: for about half a minute, or a minute and a half."""
+_attempts = ATTEMPTS
 STAGING_SUFFIX = ".staged"
 STALE_SECONDS = 3600.0
 
@@ -36,9 +33,15 @@ STALE_SECONDS = 3600.0
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of `url` and the path within it."""
     try:
-        return fsspec.url_to_fs(str(url), **(copy.deepcopy(S3_OPTIONS) if str(url).startswith("s3://") else {}))
+        return fsspec.url_to_fs(str(url), **(s3_options() if str(url).startswith("s3://") else {}))
     except ValueError as error:
         raise InputError(f"cannot use '{url}': {error}; give a local path or an s3:// URL") from None
+
+
+def s3_options() -> dict[str, Any]:
+    """Return what s3fs is told: new each time, since botocore (1.43) changes what it is given."""
+    retries = {"mode": "standard", "max_attempts": _attempts}  # waiting longer each time
+    return {"config_kwargs": {"connect_timeout": 10, "read_timeout": 20, "retries": retries}}
 
 
 @contextmanager
@@ -47,16 +50,16 @@ def patient() -> Iterator[None]:
 
     Elsewhere somebody is waiting who may have mistyped an address.
     """
-    retries = S3_OPTIONS["config_kwargs"]["retries"]
-    before, retries["max_attempts"] = retries["max_attempts"], PATIENT_ATTEMPTS
+    global _attempts
+    before, _attempts = _attempts, PATIENT_ATTEMPTS
     try:
         yield
     finally:
-        retries["max_attempts"] = before
+        _attempts = before
 
 
 def is_patient() -> bool:
-    return S3_OPTIONS["config_kwargs"]["retries"]["max_attempts"] == PATIENT_ATTEMPTS
+    return _attempts == PATIENT_ATTEMPTS
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

@@ -2,7 +2,8 @@
 
 Zou et al., IEEE GRSL 2015. `<class>/<letter><number>.jpg`, in the published archive with a letter before the class
 (`aGrass/a001.jpg`), 400 x 400 px of four scales without georeference; whatever their size, images are resampled to
-128 x 128 px, a site of 640 m at a nominal 5 m. No published split: by the hash of each image's name, class by class alike.
+128 x 128 px, a site of 640 m at a nominal 5 m (`--site-size-m 640`). No published split: by the hash of each image's name,
+class by class alike.
 """
 
 from pathlib import Path
