@@ -104,19 +104,21 @@ def _train(
     terms: dict[str, Any] = {}
     is_leaving = False
     ended = asked = time.perf_counter()
+    spent = time.process_time()
     for step, micro_batches in zip(range(start, config.num_steps), stream):
         waited = time.perf_counter() - asked
         pairs = ((to_batch(m), _generator(config.seed, step, m.lane)) for m in micro_batches)
         with _telling_of_hangs(run, host, step, config.timeout_s):
             terms = engine.step(step, pairs)
         elapsed, ended = time.perf_counter() - ended, time.perf_counter()  # with what came after the step before
+        busy, spent = time.process_time() - spent, time.process_time()
         skipped, num_tokens = terms.pop("skipped", None), tokens.take()
         kept.see(terms["loss"])
         found: dict[str, Any] = {}
         if watch.is_due(step):
             found = watch.look(step, to_batch(micro_batches[0]), _generator(config.seed, step, micro_batches[0].lane))
         if recorder:
-            facts = _facts(config, engine, elapsed, waited, num_tokens, host.world_size)
+            facts = _facts(config, engine, elapsed, waited, busy, num_tokens, host.world_size)
             recorder.record(step, _set_of(plan, micro_batches), terms | found, facts)
             if skipped:
                 run.event("skipped", step=step, because=skipped)
@@ -164,13 +166,14 @@ def _set_of(plan: Plan, micro_batches: list[MicroBatch]) -> str:
 
 
 def _facts(
-    config: TrainConfig, engine: Engine, seconds: float, waited: float, num_tokens: int, world_size: int
+    config: TrainConfig, engine: Engine, seconds: float, waited: float, busy: float, num_tokens: int, world_size: int
 ) -> dict[str, float]:
-    """Return what a step's line says of speed and memory: all ranks' together, but for the first one's wait and memory."""
+    """Return what a step's line says of speed and memory: all ranks', but for the first one's wait, processors and memory."""
     facts = {
         "samples_per_second": config.lanes * config.batch_size / seconds,
         "tokens_per_second": num_tokens * world_size / seconds,
         "data_wait_share": waited / seconds,
+        "processors_busy": busy / seconds,
         "memory_gib": peak_memory_gib(engine.device),
     }
     if engine.flops:
