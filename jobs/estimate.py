@@ -1,7 +1,7 @@
 """terraloom estimate RECIPE --gpus N --gpu h200: what a run needs, how long it takes and what it costs, before it starts.
 
 Nothing is started and no cluster is needed: micro-batches of a few made samples go through the real objective on this
-machine's processor. docs/estimate.md says what each number is made of.
+machine's processor. docs/jobs/estimate.md says what each number is made of.
 """
 
 import math
@@ -71,7 +71,7 @@ class EstimateConfig:
 
 
 def estimate(recipe: Any, config: EstimateConfig) -> dict[str, Any]:
-    """Return what a run of `recipe` takes, by the keys that docs/estimate.md explains.
+    """Return what a run of `recipe` takes, by the keys that docs/jobs/estimate.md explains.
 
     Raise InputError where the recipe's lanes cannot be shared evenly by the GPUs.
     """
