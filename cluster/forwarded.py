@@ -24,6 +24,4 @@ def require_no_password(name: str, value: str) -> None:
     """Raise InputError, without the password, for a URL such as https://user:password@host."""
     if re.search(r"//[^/\s@]*:[^/\s]*@", value):
         shown = re.sub(r"//[^/\s]*@", "//...@", value)
-        raise InputError(
-            f"{name} '{shown}' holds a password, which others would see; take it out and give it to the cluster itself"
-        )
+        raise InputError(f"{name} '{shown}' holds a password, which others would see; give it to the cluster instead")

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from jobs import data_commands, model_commands
+from jobs.outcome import told
 from models.errors import InputError as ModelInputError
 from pipeline.errors import ClusterGone, InputError, RunFailed
 
@@ -106,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if arguments[0] not in JOBS:
             raise InputError(f"job '{arguments[0]}' is unknown (known: {', '.join(JOBS)}); see terraloom --help")
-        summary = JOBS[arguments[0]](arguments[1:])
+        with told(arguments[0]):
+            summary = JOBS[arguments[0]](arguments[1:])
     except (InputError, ModelInputError) as error:
         print(f"terraloom: {_first_cause(error)}", file=sys.stderr)
         raise SystemExit(2) from None
