@@ -33,7 +33,7 @@ def require_resources(num_workers: int, cpus_per_worker: float, other_cpus: floa
 
     Where TERRALOOM_NODE_WAIT_S says for how many seconds nodes may be on their way, ask for them and wait so long.
     """
-    wait_s = float(os.environ.get("TERRALOOM_NODE_WAIT_S", 0))
+    wait_s = _node_wait_s()
     found = _missing(num_workers, cpus_per_worker, other_cpus, gpus_per_worker)
     if found and wait_s:
         worker = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
@@ -47,6 +47,14 @@ def require_resources(num_workers: int, cpus_per_worker: float, other_cpus: floa
         found = _missing(num_workers, cpus_per_worker, other_cpus, gpus_per_worker)
     if found:
         raise InputError(f"{found[0]}; use fewer workers (--workers) or a larger cluster")
+
+
+def _node_wait_s() -> float:
+    given = os.environ.get("TERRALOOM_NODE_WAIT_S", "0")
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(f"TERRALOOM_NODE_WAIT_S is '{given}', expected a number of seconds") from None
 
 
 def _missing(num_workers: int, cpus_per_worker: float, other_cpus: float, gpus_per_worker: float) -> list[str]:

@@ -25,8 +25,9 @@ from jobs.cli import JOBS
 from tests.head import Cluster
 
 SECRET, USER = "planted-secret-0123456789abcdef", "PLANTEDKEYID01234567"
-PATIENCE_SECONDS = 400
+PATIENCE_SECONDS = 600
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(1500)  # the first test makes what all look at
 TOGETHER = """
 import json, sys
 from cluster.submit import begin, follow, job_server
@@ -113,7 +114,7 @@ class Setting:
 
     def _scrape(self) -> None:
         """Note the names of what all nodes export, as Prometheus finds them."""
-        while not self._is_over.wait(1):
+        while not self._is_over.wait(2):
             for cluster in self.clusters[-1:]:
                 known = cluster.folder / "prom_metrics_service_discovery.json"
                 try:
