@@ -125,7 +125,7 @@ def _objects(config: ManifestConfig, arguments: list[str]) -> Iterator[dict[str,
         yield _filled("raycluster", name=name, cluster=cluster, **common)
     if config.kind == "CronJob":
         token = {"name": config.token_secret or name, "key": "auth_token"}
-        environment = [
+        environment: list[dict[str, Any]] = [
             {"name": "RAY_AUTH_MODE", "value": "token"},
             {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": token}},
             {"name": "RAY_API_SERVER_ADDRESS", "value": f"http://{name}-head-svc:8265"},
@@ -147,7 +147,7 @@ def _name(config: ManifestConfig, arguments: list[str]) -> str:
 def _cluster(config: ManifestConfig, labels: dict[str, str], is_standing: bool) -> dict[str, Any]:
     """Return the RayClusterSpec."""
     environment = list(_environment(config))
-    pod = {"environment": environment, "restart_policy": "Never"}
+    pod: dict[str, Any] = {"environment": environment, "restart_policy": "Never"}
     gpus = {"nvidia.com/gpu": str(config.gpu_node_gpus)}
     cluster = _filled(
         "cluster",

@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import psutil
 
+ATTEMPTS = 3
 NODE = ["--block", "--object-store-memory", "150000000"]
 
 
@@ -33,16 +35,20 @@ class Cluster:
         }
         self._given = {"RAY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "5", **(given or {})}
         self._processes: list[subprocess.Popen[str]] = []
-        ports = free_ports(("port", "dashboard-port", "ray-client-server-port"))
-        self._address = f"127.0.0.1:{ports['port']}"
-        self._start(["--head", "--num-cpus", str(cpus), "--temp-dir", str(self.folder), *flags(ports)])
+        for attempt in range(ATTEMPTS):
+            ports = free_ports(("port", "dashboard-port", "ray-client-server-port"))
+            self._address = f"127.0.0.1:{ports['port']}"
+            if self._starts(["--head", "--num-cpus", str(cpus), "--temp-dir", str(self.folder), *flags(ports)], attempt):
+                break
         self.environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{ports['dashboard-port']}"
         for number in nodes:
             self.add(number)
 
     def add(self, cpus: int) -> None:
         """Start one more node and wait until it has joined."""
-        self._start(["--address", self._address, "--num-cpus", str(cpus)])
+        for attempt in range(ATTEMPTS):
+            if self._starts(["--address", self._address, "--num-cpus", str(cpus)], attempt):
+                return
 
     def processes(self) -> list[psutil.Process]:
         """Return all that runs on the cluster: drivers of jobs live on for a while when their raylet is gone."""
@@ -80,20 +86,25 @@ class Cluster:
                 continue
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start(self, arguments: list[str]) -> None:
+    def _starts(self, arguments: list[str], attempt: int) -> bool:
+        """Start a node and return whether it is up: Ray (2.60) gives a raylet 30 s, which a busy machine may not keep."""
         own = flags(free_ports(("dashboard-agent-listen-port",)))
         command = [Path(sys.executable).parent / "ray", "start", *NODE, *arguments, *own]
         environment = self.environment | self._given
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._processes.append(process)
-        told = []
+        told: list[str] = []
+        assert process.stdout
         for line in process.stdout:
             told.append(line)
             if "Ray runtime started" in line:
-                return
-        self.stop()
-        raise RuntimeError("Ray did not start: " + "".join(told[-20:]))
+                # Nobody reads any more; a full pipe would stop the node.
+                threading.Thread(target=process.stdout.read, daemon=True).start()
+                return True
+        if attempt == ATTEMPTS - 1:
+            self.stop()
+            raise RuntimeError("Ray did not start: " + "".join(told[-20:]))
+        return False
 
 
 def free_ports(names: tuple[str, ...]) -> dict[str, int]:
