@@ -2,8 +2,10 @@
 
 import logging
 import os
+import sys
 
 import ray
+from ray.util import placement_group, remove_placement_group
 
 from pipeline.errors import InputError
 
@@ -27,12 +29,39 @@ def connect(address: str | None = None) -> None:
 
 
 def require_resources(num_workers: int, cpus_per_worker: float, other_cpus: float, gpus_per_worker: float) -> None:
-    """Raise an InputError unless the cluster has the CPUs and GPUs that a run needs at once."""
-    found = ray.cluster_resources()
+    """Raise an InputError unless the cluster has the CPUs and GPUs that a run needs at once.
+
+    Where TERRALOOM_NODE_WAIT_S says for how many seconds nodes may be on their way, ask for them and wait so long.
+    """
+    wait_s = _node_wait_s()
+    found = _missing(num_workers, cpus_per_worker, other_cpus, gpus_per_worker)
+    if found and wait_s:
+        worker = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+        print(f"{found[0]}; waiting up to {wait_s:.0f} s for more nodes", file=sys.stderr, flush=True)
+        # What an autoscaler sees is what is asked for; the bundles are given back at once, and nodes stay a while when idle.
+        asked = placement_group([worker] * num_workers + ([{"CPU": other_cpus}] if other_cpus else []))
+        try:
+            asked.wait(wait_s)
+        finally:
+            remove_placement_group(asked)
+        found = _missing(num_workers, cpus_per_worker, other_cpus, gpus_per_worker)
+    if found:
+        raise InputError(f"{found[0]}; use fewer workers (--workers) or a larger cluster")
+
+
+def _node_wait_s() -> float:
+    given = os.environ.get("TERRALOOM_NODE_WAIT_S", "0")
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(f"TERRALOOM_NODE_WAIT_S is '{given}', expected a number of seconds") from None
+
+
+def _missing(num_workers: int, cpus_per_worker: float, other_cpus: float, gpus_per_worker: float) -> list[str]:
+    has = ray.cluster_resources()
     needed = {"CPU": num_workers * cpus_per_worker + other_cpus, "GPU": num_workers * gpus_per_worker}
-    for kind, amount in needed.items():
-        if found.get(kind, 0) + 1e-9 < amount:
-            raise InputError(
-                f"{num_workers} workers need {amount:g} {kind}s, the cluster has {found.get(kind, 0):g}; "
-                f"use fewer workers (--workers) or a larger cluster"
-            )
+    return [
+        f"{num_workers} workers need {amount:g} {kind}s, the cluster has {has.get(kind, 0):g}"
+        for kind, amount in needed.items()
+        if has.get(kind, 0) + 1e-9 < amount
+    ]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cluster.batches import sensor_specs, to_batch
+from cluster.counters import count
 from cluster.devices import peak_bf16_tflops, peak_memory_gib
 from cluster.engine import Engine
 from cluster.host import Host
@@ -117,6 +118,7 @@ def _train(
         found: dict[str, Any] = {}
         if watch.is_due(step):
             found = watch.look(step, to_batch(micro_batches[0]), _generator(config.seed, step, micro_batches[0].lane))
+        count("samples", config.batch_size * len(micro_batches), run=run.url)
         if recorder:
             facts = _facts(config, engine, elapsed, waited, busy, num_tokens, host.world_size)
             recorder.record(step, _set_of(plan, micro_batches), terms | found, facts)

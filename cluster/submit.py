@@ -7,17 +7,17 @@ import sys
 import time
 from typing import Any
 
+import aiohttp
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster.forwarded import forwarded, require_no_password
 from pipeline import storage
-from pipeline.errors import InputError
+from pipeline.errors import ClusterGone, InputError
 
 AGENT_SECONDS = 60
 STOP_SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-# What the cluster's side needs to reach the same storage and tracking; values travel in the job's environment, never in a log.
-FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
 
 
 def submit(arguments: list[str], address: str | None) -> dict[str, Any]:
@@ -27,11 +27,17 @@ def submit(arguments: list[str], address: str | None) -> dict[str, Any]:
     they must be on storage that the cluster sees.
     """
     client = job_server(address)
+    return follow(client, begin(client, arguments))
+
+
+def begin(client: JobSubmissionClient, arguments: list[str]) -> str:
+    """Submit `terraloom *arguments` and return the job's name on the cluster."""
+    for argument in arguments:
+        require_no_password("argument", argument)
     entrypoint = shlex.join(["terraloom", *map(_absolute, arguments)])
-    variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-    job = _submit_when_ready(client, entrypoint, {"env_vars": variables}, {"job": arguments[0]})
+    job = _submit_when_ready(client, entrypoint, {"env_vars": forwarded()}, {"job": arguments[0]})
     print(f"submitted {job}: {entrypoint}", file=sys.stderr, flush=True)
-    return follow(client, job)
+    return job
 
 
 def job_server(address: str | None) -> JobSubmissionClient:
@@ -54,8 +60,16 @@ def job_server(address: str | None) -> JobSubmissionClient:
 def follow(client: JobSubmissionClient, job: str) -> dict[str, Any]:
     """Print a job's log as it is written, from its beginning, until it ends; return how it ended."""
     _require(client, job)
-    asyncio.run(_follow(client, job))
-    return status(client, job)
+    try:
+        asyncio.run(_follow(client, job))
+        while not client.get_job_status(job).is_terminal():  # a log can end before its job has
+            time.sleep(0.5)
+        return status(client, job)
+    except (RuntimeError, OSError, aiohttp.ClientError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ClusterGone(
+            f"the cluster has gone while job '{job}' was followed ({reason}); submit the same again once there is one: it goes on"
+        ) from None
 
 
 def status(client: JobSubmissionClient, job: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import ray
 
+from cluster.counters import count
 from jobs.progress import gather
 from pipeline import storage
 from pipeline.archive import NUM_READERS, Archive, DamagedShard, open_archive
@@ -106,7 +107,10 @@ def verify(url: str) -> dict[str, Any]:
     catalog = archive.catalog()
     shared = ray.put(archive)
     tasks = {_check.remote(shared, str(shard), rows): shard for shard, rows in catalog.groupby("shard")}
-    faults = [fault for _, found in gather(tasks, "verify") for fault in found]
+    faults, sizes = [], catalog["shard"].value_counts()
+    for shard, found in gather(tasks, "verify"):
+        count("tiles", int(sizes[shard]), job="verify")
+        faults += found
     twice = int(catalog.duplicated(["site", "sensor", "scene", "order"]).sum())
     if twice:
         faults.append(f"{twice} tiles are in the catalog twice")

@@ -6,11 +6,14 @@ with the traceback.
 
 import json
 import sys
+from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 from jobs import data_commands, model_commands
+from jobs.outcome import told
 from models.errors import InputError as ModelInputError
-from pipeline.errors import InputError, RunFailed
+from pipeline.errors import ClusterGone, InputError, RunFailed
 
 USAGE = """usage: terraloom JOB ... [--json]
 
@@ -32,6 +35,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
   submit     [--address URL] JOB ...           run a job on a Ray cluster through its job server
   submit     follow | status | stop SUBMISSION a job that was submitted
+  manifest   JOB ... [--kind RayJob]           a job, a schedule or a cluster as YAML for Kubernetes
 
 terraloom JOB --help says more. --json: the last line on standard output is the summary as JSON.
 """
@@ -48,12 +52,44 @@ def _submit(arguments: list[str]) -> dict[str, Any]:
         if len(arguments) != 2:
             raise InputError(f"expected 'terraloom submit [--address URL] {arguments[0]} SUBMISSION', as submit has named it")
         return about[arguments[0]](job_server(address), arguments[1])
-    if not arguments or arguments[0] not in JOBS or arguments[0] == "submit":
+    if not arguments or arguments[0] not in JOBS or arguments[0] in ON_THIS_MACHINE:
         raise InputError("nothing to submit; expected 'terraloom submit [--address URL] JOB ...' with a job and its arguments")
     return submit(arguments, address)
 
 
-JOBS = {**data_commands.COMMANDS, **model_commands.COMMANDS, "submit": _submit}
+def _manifest(arguments: list[str]) -> dict[str, Any]:
+    from cluster.manifest import ManifestConfig, manifest
+    from jobs.arguments import parse
+
+    about = "Write a job, a schedule or a cluster as YAML for Kubernetes. These options and the job's own may stand in any order."
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        parse(ManifestConfig, ["--help"], "manifest JOB ...", about)
+    own, others = _apart(arguments, {f"--{field.name.replace('_', '-')}" for field in fields(ManifestConfig)})
+    if others and (others[0] not in JOBS or others[0] in ON_THIS_MACHINE):
+        raise InputError(
+            f"'{others[0]}' is no job; expected 'terraloom manifest JOB ... [--kind RayJob]' with a job and its arguments"
+        )
+    return {"manifest": manifest(parse(ManifestConfig, own, "manifest"), others)}
+
+
+def _apart(arguments: list[str], names: set[str]) -> tuple[list[str], list[str]]:
+    """Return the options called `names` with their values, and the arguments that are left.
+
+    Views have a kind, too (--kind single): a manifest's begins with a capital.
+    """
+    own: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        words = [argument] if value or name not in names else [argument, *islice(rest, 1)]
+        is_own = name in names and (name != "--kind" or (value or words[-1])[:1].isupper())
+        (own if is_own else others).extend(words)
+    return own, others
+
+
+ON_THIS_MACHINE = {"submit", "manifest"}
+JOBS = {**data_commands.COMMANDS, **model_commands.COMMANDS, "submit": _submit, "manifest": _manifest}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,11 +107,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if arguments[0] not in JOBS:
             raise InputError(f"job '{arguments[0]}' is unknown (known: {', '.join(JOBS)}); see terraloom --help")
-        summary = JOBS[arguments[0]](arguments[1:])
+        with told(arguments[0]):
+            summary = JOBS[arguments[0]](arguments[1:])
     except (InputError, ModelInputError) as error:
         print(f"terraloom: {_first_cause(error)}", file=sys.stderr)
         raise SystemExit(2) from None
-    except RunFailed as error:
+    except (RunFailed, ClusterGone) as error:
         print(f"terraloom: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     if wants_json:

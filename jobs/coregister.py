@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from shapely import STRtree
 
+from cluster.counters import count
 from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
 from jobs.registration_report import followed, save_report
@@ -255,6 +256,7 @@ def _write_all(
     written = 0
     refused: dict[str, str] = {}
     for _, (num_tiles, failed) in gather(tasks, "shards"):
+        count("tiles", num_tiles, job="coregister")
         written += num_tiles > 0
         refused |= failed
     return written, len(tasks) - written, refused

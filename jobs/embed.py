@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.counters import count
 from cluster.embedding import ModelFeatures, features_of_shard, maps_of_shard
 from cluster.raster import RasterTask, block_cells, block_name, cell_m, embed_block, read_block
 from cluster.run import Run
@@ -83,8 +84,8 @@ def _embed_archive(run: Run, model: str, encoder: Encoder, archive: Archive, con
     shared, remote = ray.put(archive), ray.remote(num_cpus=TASK_CPUS)(_embed_shard)
     todo = [shard for shard in archive.published() if f"{shard}.parquet" not in done]
     tasks = {remote.remote(shared, model, shard, wanted, run.path(PARTS, f"{shard}.parquet")): shard for shard in todo}
-    for _ in gather(tasks, "embed"):
-        pass
+    for _, num_tiles in gather(tasks, "embed"):
+        count("tiles", num_tiles, job="embed")
     facts = {"sensors": wanted, "width": encoder.config.pooled_width, "parts": len(archive.published())}
     return run.finish({**inputs, **facts})
 
@@ -114,7 +115,7 @@ def _keep_shard(archive: Archive, model: str, url: str, shard: str, sensors: lis
     write_features(url, archive, shard, maps)
 
 
-def _embed_shard(archive: Archive, model: str, shard: str, sensors: list[str], url: str) -> None:
+def _embed_shard(archive: Archive, model: str, shard: str, sensors: list[str], url: str) -> int:
     rows = archive.rows(shard)
     rows = rows[rows["sensor"].isin(sensors)].reset_index(drop=True)
     parts = [
@@ -124,6 +125,7 @@ def _embed_shard(archive: Archive, model: str, shard: str, sensors: list[str], u
     rows["id"] = rows["site"] + "/" + rows["sensor"] + "/" + rows["order"].astype(str)
     if parts:
         write_part(url, rows[["id", "site", "sensor", "time", "order", "shard", "row", "split", "geometry"]], np.concatenate(parts))
+    return len(rows)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from cluster.connect import connect
+from cluster.counters import count
 from jobs.archives import TASK_CPUS, inventory, write_statistics
 from jobs.progress import gather
 from pipeline import storage
@@ -58,6 +59,7 @@ def ingest(layout: str, folder: str, archive_url: str, grid: Grid) -> dict[str, 
     written = empty = 0
     refused: dict[str, str] = {}
     for _, (num_tiles, unreadable, without) in gather(tasks, f"ingest {layout}"):
+        count("tiles", num_tiles, job="ingest")
         written += num_tiles > 0
         refused |= unreadable
         empty += without

@@ -10,6 +10,8 @@ from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import track
 
+from cluster.counters import count, show
+
 T = TypeVar("T")
 INTERVAL_SECONDS = 10.0
 
@@ -21,11 +23,11 @@ def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
         yield from track(items, label, total=total, console=console)
         return
     shown = time.monotonic()
-    for count, item in enumerate(items, start=1):
+    for number, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - shown > INTERVAL_SECONDS or count == total:
+        if time.monotonic() - shown > INTERVAL_SECONDS or number == total:
             shown = time.monotonic()
-            print(f"{label}: {count}/{total}", file=sys.stderr, flush=True)
+            print(f"{label}: {number}/{total}", file=sys.stderr, flush=True)
 
 
 def gather(references: dict[Any, T], label: str, keep_errors: bool = False) -> Iterator[tuple[T, Any]]:
@@ -33,7 +35,7 @@ def gather(references: dict[Any, T], label: str, keep_errors: bool = False) -> I
 
     What a task raises is raised here, or with `keep_errors` yielded in place of its result.
     """
-    pending = list(references)
+    pending, stage = list(references), label.split()[0]
 
     def finished() -> Iterator[tuple[T, Any]]:
         nonlocal pending
@@ -45,6 +47,8 @@ def gather(references: dict[Any, T], label: str, keep_errors: bool = False) -> I
                 if not keep_errors:
                     raise
                 result = error
+            count("tasks", stage=stage)
+            show("tasks_left", len(pending), stage=stage)
             yield references[done[0]], result
 
     yield from progress(finished(), len(references), label)

@@ -8,7 +8,10 @@ from rich.table import Table
 
 
 def show(summary: dict[str, Any], output: TextIO) -> None:
-    """Print a summary, its tables as tables."""
+    """Print a summary, its tables as tables; a manifest as it is."""
+    if "manifest" in summary:
+        output.write(summary["manifest"])
+        return
     console = Console(file=output)
     if not console.is_terminal:
         console = Console(file=output, width=150)  # what is piped should not be folded to 80 columns

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import secrets
-import socket
 import subprocess
 import sys
 import threading
@@ -13,41 +11,15 @@ from pathlib import Path
 
 import pytest
 
-
-def free_ports(names: tuple[str, ...]) -> dict[str, int]:
-    """One free port per name: a Ray head's default ports may belong to another Ray on this machine."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return dict(zip(names, ports, strict=True))
+from tests.head import Cluster
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory):
+def head():
     """A Ray head of its own on this machine; yields the environment in which to talk to it."""
-    token = tmp_path_factory.mktemp("ray") / "token"
-    token.write_text(secrets.token_hex(32))
-    binaries = Path(sys.executable).parent
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-        "PATH": f"{binaries}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-    }
-    ports = free_ports(("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"))
-    command = [binaries / "ray", "start", "--head", "--block", "--num-cpus", "2", "--temp-dir", "/tmp/ray_submit_test"]
-    command += [f"--{name}={port}" for name, port in ports.items()]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout
-    for line in process.stdout:
-        if "Ray runtime started" in line:
-            break
-    else:
-        pytest.fail("Ray did not start")
-    yield {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}"}
-    process.terminate()
-    process.wait(timeout=60)
+    cluster = Cluster(cpus=2)
+    yield cluster.environment
+    cluster.stop()
 
 
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
