@@ -57,6 +57,7 @@ class Engine(ABC):
     def load(self, folder: str) -> int:
         """Restore what `save` wrote and return the next step; on as many ranks as then the run goes on bit by bit."""
 
+    @abstractmethod
     def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
         """Have the float32 masters be these, of which the objective was given before; every rank must call it."""
 

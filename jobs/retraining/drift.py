@@ -4,7 +4,7 @@ Seasons and sites differ by themselves, so a distance is measured against those 
 another: `none`, as far as they are; `small`, up to twice as far; `large`, farther. It is told to people and decides nothing.
 
 Pixels: the first Wasserstein distance between histograms of a band, in standard deviations of the old pixels. Embeddings: the
-coefficient of energy distance, 0 for equal distributions to 1 (Székely & Rizzo 2013, doi 10.1016/j.jspi.2013.03.018).
+energy distance (Székely & Rizzo 2013, doi 10.1016/j.jspi.2013.03.018), in units of the mean distance between old tiles.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ SCENES, TILES = 24, 24
 """Scenes of a sensor, old and new, that are looked at, spread over time, and tiles of each."""
 FEW_TILES = 4
 """A scene with fewer says little of how far scenes usually are."""
-LEAST_BAND, LEAST_EMBEDDING = 0.1, 0.05
+LEAST_BAND, LEAST_EMBEDDING = 0.1, 0.1
 """Distances that nobody minds, where the archive's scenes are nearer to one another or too few to tell."""
 WORDS = ("none", "small", "large")
 
@@ -120,8 +120,8 @@ def sensor_drift(sensor: Sensor, old: Mapping[str, Look], new: Mapping[str, Look
     std = np.sqrt(whole.pixels.deviation / max(1, whole.pixels.count))
     others = {name: _all({n: look for n, look in old.items() if n != name}) for name in old} if len(old) > 1 else {}
     usual_of = {name: other for name, other in others.items() if _size(old[name]) >= FEW_TILES}
-    usual = np.array([band_distances(old[name].pixels, other.pixels, sensor, std) for name, other in usual_of.items()])
-    limits = np.maximum(usual.max(0) if len(usual) else 0, LEAST_BAND)
+    usual = [band_distances(old[name].pixels, other.pixels, sensor, std) for name, other in usual_of.items()]
+    limits = np.max([*usual, np.full(len(sensor.bands), LEAST_BAND)], axis=0)
     far = {name: band_distances(look.pixels, whole.pixels, sensor, std) for name, look in new.items()}
     bands = {}
     for number, band in enumerate(sensor.band_names):
@@ -145,8 +145,9 @@ def _embedding_drift(old: Mapping[str, Look], usual_of: Mapping[str, Look], whol
     of_old, of_others, of_new = (
         {name: look.embeddings for name, look in looks.items() if look.embeddings is not None} for looks in (old, usual_of, new)
     )
-    between = [energy_coefficient(of_old[name], others) for name, others in of_others.items()]
-    far = {name: energy_coefficient(found, whole.embeddings) for name, found in of_new.items()}
+    unit = max(float(cdist(whole.embeddings, whole.embeddings).mean()), 1e-12)
+    between = [energy_distance(of_old[name], others) / unit for name, others in of_others.items()]
+    far = {name: energy_distance(found, whole.embeddings) / unit for name, found in of_new.items()}
     scene = max(far, key=lambda name: far[name])
     return _judged(far[scene], max([*between, LEAST_EMBEDDING]), scene)
 
@@ -158,10 +159,9 @@ def band_distances(one: SensorStatistics, other: SensorStatistics, sensor: Senso
     return np.abs(shares[0] - shares[1]).sum(1) * ((high - low) / NUM_BINS) / np.maximum(std, 1e-12)
 
 
-def energy_coefficient(one: np.ndarray, other: np.ndarray) -> float:
-    """Return by what share of their distance two samples (N, D) and (M, D) are farther from each other than from themselves."""
-    between = cdist(one, other).mean()
-    return float((2 * between - cdist(one, one).mean() - cdist(other, other).mean()) / (2 * between)) if between else 0.0
+def energy_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Return 2 E|X - Y| - E|X - X'| - E|Y - Y'| of two samples (N, D) and (M, D): 0 for equal distributions."""
+    return float(2 * cdist(one, other).mean() - cdist(one, one).mean() - cdist(other, other).mean())
 
 
 def _judged(distance: float, usual: float, scene: str) -> dict[str, Any]:
