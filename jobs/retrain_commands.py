@@ -14,7 +14,7 @@ class Retrain:
     """Train the champion further on scenes that have come; the result replaces it only if it is better. Killed, it goes on."""
 
     schedule: Positional[str]
-    """YAML file, see docs/retrain.md; local or s3://."""
+    """YAML file, see docs/jobs/retrain.md; local or s3://."""
     status: bool = False
     """Only say who is champion and why, and how each round ended."""
     rollback: str | None = None

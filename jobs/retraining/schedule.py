@@ -95,7 +95,7 @@ def read_schedule(url: str) -> Schedule:
     try:
         content = yaml.safe_load(storage.read_bytes(url))
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"no schedule at '{url}'; expected a YAML file, docs/retrain.md shows one") from None
+        raise InputError(f"no schedule at '{url}'; expected a YAML file, docs/jobs/retrain.md shows one") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"schedule '{url}' is no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
