@@ -11,12 +11,26 @@ from cluster.job import Job
 from cluster.optimiser import OptimiserConfig
 from cluster.start import begin, load_weights, require_fit, sensors_of, write_start
 from cluster.zero import ZeroEngine
+from jobs.archives import write_statistics
 from jobs.arguments import parse_recipe
 from models.encoder import Encoder
 from pipeline import storage
-from pipeline.archive import open_archive
+from pipeline.archive import create_archive, open_archive
 from pipeline.errors import InputError
+from pipeline.sensors import load_sensor
 from tests.cluster.test_zero import Small
+from tests.pipeline.test_archive import GRID, make_tiles
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    """A few tiles of two sensors."""
+    sensors = {name: load_sensor(name) for name in ("sentinel1_grd", "dsm")}
+    made = create_archive(str(tmp_path / "archive"), GRID, sensors, {})
+    tiles = [tile for name in sensors for tile in make_tiles(3, sensor=name)]
+    made.publish("s_0", "train", tiles, "inputs")
+    write_statistics(made)
+    return made.url
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -62,7 +76,7 @@ def test_a_start_keeps_what_its_encoder_knows_of_sensors(archive: str, tmp_path:
     begun = Job(**{**vars(job), "start": str(tmp_path / "start")})
     found = {spec.name: spec for spec in sensors_of(begun, opened)}
     drawn = {spec.name: spec for spec in specs}
-    assert found["sentinel2_l2a"].mean == tuple(m + 1 for m in drawn["sentinel2_l2a"].mean)
+    assert found["sentinel1_grd"].mean == tuple(m + 1 for m in drawn["sentinel1_grd"].mean)
     assert found["dsm"] == drawn["dsm"]
     weights, fresh = load_weights(begun.start), recipe.build(tuple(found.values()), torch.Generator().manual_seed(2))
     facts = require_fit(fresh, weights)

@@ -31,7 +31,7 @@ from pipeline.simulate import SimulateConfig
 
 LIMIT_S = 400
 RECIPE = "mae_tiny"
-OPTIONS = {"num_steps": 60, "workers": 0, "batch_size": 16, "checkpoint_every": 10, "health_every": 0, "learning_rate": 3e-3}
+OPTIONS = {"num_steps": 100, "workers": 0, "batch_size": 16, "checkpoint_every": 10, "health_every": 0, "learning_rate": 3e-3}
 UNREGISTERED = CoregisterConfig(register=False)
 LATER = ("202408",)
 """In the names of the scenes that come with the second delivery."""
@@ -76,8 +76,8 @@ def shuffle(path: Path) -> None:
 def base(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planet of 1.28 km in two years, the archive of the first, and a champion that sees nothing: its stems are 0."""
     folder = tmp_path_factory.mktemp("retrain")
-    for year in (2023, 2024):
-        config = SimulateConfig(size_m=1280, satellite_dates=2, aerial_dates=0, num_changes=0, cloud_cover=0.0, year=year)
+    for year, dates in ((2023, 4), (2024, 2)):
+        config = SimulateConfig(size_m=1280, satellite_dates=dates, aerial_dates=0, num_changes=0, cloud_cover=0.0, year=year)
         simulate_planet(str(folder / str(year)), config)
     archive = str(folder / "archive")
     grid = Grid(site_size_m=160, shard_sites=2)
