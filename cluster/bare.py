@@ -78,6 +78,9 @@ class BareEngine(Engine):
         self._spikes.restore(state["spikes"])
         return int(state["next_step"])
 
+    def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
+        pass  # its masters were made of the objective before that was rounded to bf16
+
     def gather_master_weights(self) -> dict[str, torch.Tensor]:
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self._objective.state_dict().items()}
         names = {id(parameter): name for name, parameter in self._objective.named_parameters()}

@@ -1,16 +1,14 @@
 """A checkpoint of any number of ranks, at any ZeRO stage, as one whole model in this process."""
 
-import os
-import tempfile
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
+from cluster.alone import alone
 from cluster.bare import STATE, BareEngine
-from cluster.batches import sensor_specs
 from cluster.engine import Engine
 from cluster.job import Job
+from cluster.start import sensors_of
 from cluster.zero import ZeroEngine
 from pipeline import storage
 from pipeline.archive import open_archive
@@ -21,18 +19,14 @@ def consolidate(job: Job, checkpoint_url: str) -> tuple[Any, int]:
 
     Needs the memory of one rank that holds all: about 20 bytes a parameter.
     """
-    sensors, config = sensor_specs(open_archive(job.archive_url)), job.config
+    sensors, config = sensors_of(job, open_archive(job.archive_url)), job.config
     objective = job.build(sensors, torch.Generator())
-    with storage.local_copy(checkpoint_url) as folder, tempfile.TemporaryDirectory() as meeting:
+    with storage.local_copy(checkpoint_url) as folder:
         if (folder / STATE).exists():
             engine: Engine = BareEngine(objective, config.optimiser, config.num_steps)
             step = engine.load(str(folder))
             return job.finished(sensors, engine.gather_master_weights()), step
-        os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=f"file://{meeting}/meeting", rank=0, world_size=1)
-        try:
+        with alone():
             engine = ZeroEngine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes)
             step = engine.load(str(folder))
             return job.finished(sensors, engine.gather_master_weights()), step
-        finally:
-            dist.destroy_process_group()

@@ -58,6 +58,10 @@ class Engine(ABC):
         """Restore what `save` wrote and return the next step; on as many ranks as then the run goes on bit by bit."""
 
     @abstractmethod
+    def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
+        """Have the float32 masters be these, of which the objective was given before; every rank must call it."""
+
+    @abstractmethod
     def gather_master_weights(self) -> dict[str, torch.Tensor]:
         """Return all parameters, in float32, and buffers by name; every rank must call it, and every rank gets them."""
 

@@ -41,6 +41,13 @@ class TrainConfig:
     view: View = field(default_factory=CrossSensor)
     """Which tiles make a sample."""
     stream: StreamConfig = field(default_factory=StreamConfig)
+    new_scenes: str = ""
+    """JSON file with ids of scenes, {"new": [...], "withheld": [...]}: samples without a new one are seen again in part only
+
+    (`replay`), those of withheld ones never; none: all are seen alike.
+    """
+    replay: float = 0.5
+    """With `new_scenes`, the share of samples that are old ones, drawn for the run."""
     features: str = ""
     """Folder of features that are read beside the tiles (pipeline/features.py); none by default."""
     checkpoint_every: int = 100
@@ -73,6 +80,8 @@ class TrainConfig:
             raise InputError(f"keep_every is {self.keep_every}, expected a multiple of checkpoint_every, {self.checkpoint_every}")
         if self.health_every < 0:
             raise InputError(f"health_every is {self.health_every}, expected a number of steps, or 0 for never")
+        if not 0 <= self.replay < 1:
+            raise InputError(f"replay is {self.replay:g}, expected [0, 1), the share of old samples")
         if self.profile < 0:
             raise InputError(f"profile is {self.profile}, expected a number of steps, or 0 for none")
         if self.compile and self.recompute:
@@ -116,6 +125,8 @@ class Job:
     build: Callable[[tuple[SensorSpec, ...], torch.Generator | None], nn.Module]
     extra: dict[str, Any]
     """What the exported model's config.json says besides its shape."""
+    start: str = ""
+    """Folder of the weights to begin with (cluster/start.py); none: drawn ones."""
 
     def finished(self, sensors: tuple[SensorSpec, ...], weights: dict[str, torch.Tensor]) -> Any:
         """Return the objective with `weights` as an engine gathers them, its encoder with their average if there is one."""

@@ -1,6 +1,7 @@
 """One at a time: a lock in storage that a crashed holder loses after a while.
 
-A holder writes who holds until when, and again before that is over. Another may take the lock once it is given back or over.
+A holder writes who holds until when, and again before that is over. Another may take the lock once it is given back or over,
+and at once where the holder was a process of the same machine that runs no more.
 Kubernetes' scheduled Ray jobs may overlap (KubeRay 1.6 knows no concurrency policy for them), so the job itself must not.
 """
 
@@ -8,7 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from cluster.process import has_ended, own_process
 from cluster.sequence import Sequence
 from pipeline.errors import InputError, RunFailed
 
@@ -38,7 +41,7 @@ class Lease:
     def _renew(self) -> None:
         with self._mutex:
             until = time.time() + self._seconds
-            if not self._records.append(self._number, {"holder": self._holder, "until": until}):
+            if not self._records.append(self._number, _record(self._holder, until)):
                 self._until = 0.0
                 self._ended.set()
                 return
@@ -56,16 +59,32 @@ class Lease:
         self._thread.join()
         with self._mutex:
             if self._until:
-                self._records.append(self._number, {"holder": self._holder, "until": 0.0})
+                self._records.append(self._number, _record(self._holder, 0.0))
+
+
+def _record(holder: str, until: float) -> dict[str, Any]:
+    return {"holder": holder, "until": until, "process": own_process()}
+
+
+def holder_of(url: str) -> str | None:
+    """Return who holds the lock at `url`, None where nobody does."""
+    last = Sequence(url).last()[1]
+    return str(last["holder"]) if last and _seconds_left(last) > 0 else None
+
+
+def _seconds_left(record: dict[str, Any]) -> float:
+    if not record["until"] or has_ended(record.get("process", {})):
+        return 0.0
+    return record["until"] + SKEW_SECONDS - time.time()
 
 
 def acquire(url: str, holder: str, seconds: float = 600.0) -> Lease:
     """Return the lock at `url`; raise InputError, saying who holds it, where somebody does. `holder` is for people."""
     records = Sequence(url)
     number, last = records.last()
-    if last and (left := last["until"] + SKEW_SECONDS - time.time()) > 0 and last["until"]:
+    if last and (left := _seconds_left(last)) > 0:
         raise InputError(f"'{url}' is held by {last['holder']} for {left:.0f} s more; wait, or stop that job")
-    if not records.append(number, {"holder": holder, "until": time.time() + seconds}):
+    if not records.append(number, _record(holder, time.time() + seconds)):
         taken = records.last()[1]
         raise InputError(f"'{url}' was just taken by {taken['holder']}; wait, or stop that job")
     return Lease(records, number + 1, holder, seconds)

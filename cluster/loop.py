@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.batches import sensor_specs, to_batch
+from cluster.batches import to_batch
 from cluster.counters import count
 from cluster.devices import peak_bf16_tflops, peak_memory_gib
 from cluster.engine import Engine
@@ -24,6 +24,7 @@ from cluster.kept import Kept
 from cluster.preview import save_reconstructions
 from cluster.run import Run
 from cluster.sinks import SinkName
+from cluster.start import begin, load_weights, sensors_of
 from cluster.telemetry import Recorder, TokenCount
 from cluster.trace import Trace
 from cluster.watch import Watch
@@ -33,16 +34,18 @@ from pipeline import storage
 from pipeline.archive import Archive, open_archive
 from pipeline.errors import RunFailed
 from pipeline.plan import Plan
+from pipeline.replay import Replay
 from pipeline.samples import SampleSource
 from pipeline.stream import MicroBatch, Stream
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every rank is given. sinks: where those write that are told of the run."""
+    """What every rank is given. sinks: where those write that are told of the run; replay: which samples are seen."""
 
     job: Job
     plan: Plan
+    replay: Replay | None
     sinks: dict[SinkName, str]
 
 
@@ -69,7 +72,7 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
     weights = engine.gather_master_weights()
     if recorder:
         recorder.close(is_finished=True)
-        trained = job.finished(sensor_specs(archive), weights)
+        trained = job.finished(sensors_of(job, archive), weights)
         with storage.staged_folder(run.path("model")) as folder:
             trained.encoder.save(folder, job.extra)
         for name, encoder in getattr(trained, "encoders", {}).items():
@@ -82,12 +85,15 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
 
 def _engine(job: Job, archive: Archive, host: Host) -> Engine:
     config = job.config
-    objective = job.build(sensor_specs(archive), torch.Generator().manual_seed(config.seed))
+    objective = job.build(sensors_of(job, archive), torch.Generator().manual_seed(config.seed))
+    weights = begin(objective, load_weights(job.start)) if job.start else {}
     if config.compile:
         compile_blocks(objective)
     if config.recompute:
         recompute_blocks(objective)
-    return host.engine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes, not config.compile)
+    engine = host.engine(objective, config.optimiser, config.num_steps, config.batch_size, config.lanes, not config.compile)
+    engine.begin_with(weights)
+    return engine
 
 
 def _train(
@@ -99,7 +105,8 @@ def _train(
     if host.rank == 0 and config.profile and start < config.num_steps:
         trace = Trace(run, start, config.num_steps, config.profile, engine.device)
     reading = config.stream if config.most else replace(config.stream, decode="process")
-    stream = Stream(SampleSource(archive, config.view), plan, host.rank, host.world_size, start, config.num_steps, reading)
+    source = SampleSource(archive, config.view, replay=task.replay)
+    stream = Stream(source, plan, host.rank, host.world_size, start, config.num_steps, reading)
     objective: Any = engine.objective
     tokens = TokenCount(objective.encoder.backbone)
     terms: dict[str, Any] = {}

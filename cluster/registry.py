@@ -55,6 +55,10 @@ class Registry:
             if self._versions.append(number, {"model": own, "facts": facts}):
                 return Version(number + 1, own, facts)
 
+    def versions(self) -> list[Version]:
+        """Return all versions in order."""
+        return [Version(number, **self._versions.read(number)) for number in self._versions.numbers()]
+
     def version(self, number: int) -> Version:
         """Return a version; raise InputError, listing those there are, for another number."""
         known = self._versions.numbers()
@@ -84,8 +88,13 @@ class Registry:
         return change
 
     def roll_back(self, reason: str) -> Change:
-        """Make the champion before the present one champion again."""
-        changes = self.history()
-        if not changes or changes[-1].over is None:
+        """Make the version champion again that the present one was compared with when it became champion."""
+        champion = self.champion()
+        over = next((change.over for change in self.history() if champion and change.number == champion.number), None)
+        if champion is None or over is None:
             raise InputError(f"registry '{self.url}' has no champion before the present one to go back to")
-        return self.promote(changes[-1].over, changes[-1].number, reason)
+        return self.promote(over, champion.number, reason)
+
+    def rolled_back(self) -> set[int]:
+        """Return the versions that were champions until an earlier one was again."""
+        return {change.over for change in self.history() if change.over is not None and change.number < change.over}

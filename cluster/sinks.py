@@ -237,8 +237,12 @@ def _require_mlflow(uri: str) -> None:
 
 def said(error: Exception) -> str:
     """Return in a line what an error says, without the credentials that a URL in it may hold."""
-    text = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {text}"[:300]
+    return f"{type(error).__name__}: {without_credentials(str(error))}"[:300]
+
+
+def without_credentials(text: str) -> str:
+    """Return a text in one line without what URLs in it say before their host."""
+    return re.sub(r"//[^/\s]*@", "//", " ".join(text.split()))
 
 
 def _flat(content: Any, where: str = "") -> Iterator[tuple[str, str]]:

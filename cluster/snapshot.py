@@ -32,7 +32,7 @@ def count(source: SampleSource, sensor_sets: tuple[SensorSet, ...]) -> Counts:
     """Return the numbers of samples of `sensor_sets`, or of those that suit the archive where none are named."""
     counts, view = source.count(list(sensor_sets) or source.sensor_sets()), type(source.view).__name__
     where = f"{' and '.join(source.splits)} split of '{source.archive.url}'"
-    for sensor_set in sensor_sets:
+    for sensor_set in sensor_sets if source.replay is None else ():
         if not counts[sensor_set][0]:
             raise InputError(
                 f"no site in the {where} has what a {view} of {', '.join(sensor_set)} takes; use other sensor_sets or another view"

@@ -5,13 +5,13 @@ Decides what is checked before anything starts, and what a failure leads to. The
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.batches import sensor_specs
 from cluster.capacity import require_memory
 from cluster.connect import connect, require_resources
 from cluster.experts import require_shareable
@@ -21,13 +21,16 @@ from cluster.host import BARE_FOLDER, COMMITTED, BareHost, RayHost
 from cluster.job import Job
 from cluster.loop import Task, train_rank
 from cluster.run import Run
+from cluster.seen_again import enough, replay_of_run
 from cluster.sinks import require_sinks
 from cluster.snapshot import counts_of_run, plan_of
+from cluster.start import load_weights, require_fit, sensors_of
 from models.compilation import require_compiler
 from pipeline import storage
 from pipeline.archive import open_archive
 from pipeline.errors import InputError
 from pipeline.plan import Plan
+from pipeline.replay import Replay
 from pipeline.samples import SampleSource
 from pipeline.stream import READ_CPUS
 
@@ -51,7 +54,7 @@ def train(job: Job) -> dict[str, Any]:
         require_resources(config.fewest, config.cpus_per_worker, READ_CPUS, config.gpus_per_worker)
     if config.compile:
         require_compiler()
-    task = Task(job, _plan(job, run), sinks)
+    task = Task(job, *_plan(job, run), sinks)
     started = time.time()
     with storage.patient(), follow(run, config.num_steps):
         terms = _train_on_cluster(task, run) if config.most else train_rank(task, BareHost(run, config.keep_last))
@@ -65,21 +68,27 @@ def _require_same_host(run: Run, has_ray: bool) -> None:
         raise InputError(f"'{run.url}' was begun {begun}")
 
 
-def _plan(job: Job, run: Run) -> Plan:
-    """Return which samples the run sees when, having checked that the objective and the windows suit the archive."""
+def _plan(job: Job, run: Run) -> tuple[Plan, Replay | None]:
+    """Return which samples the run sees when, having checked that objective, start and windows suit the archive."""
     archive, config = open_archive(job.archive_url), job.config
-    counts = counts_of_run(run, SampleSource(archive, config.view), config.sensor_sets)
+    source = SampleSource(archive, config.view)
+    replay = replay_of_run(run, source, config)
+    counts = counts_of_run(run, replace(source, replay=replay), config.sensor_sets)
+    if replay:
+        counts = enough(counts, config.lanes, run)
     for window in config.stream.windows:
         window.check(archive.grid.site_size_m, [archive.sensors[n] for n in sorted({n for s in counts for n in s})])
     if unknown := {name for name, _ in config.optimiser.sensor_weights} - set(archive.sensors):
         raise InputError(f"sensor_weights names {sorted(unknown)[0]}, the archive has {', '.join(sorted(archive.sensors))}")
     with torch.device("meta"):  # shapes only: nothing is allocated
-        shapes = job.build(sensor_specs(archive), None)
+        shapes = job.build(sensors_of(job, archive), None)
+    if job.start:
+        run.event("start", **require_fit(shapes, load_weights(job.start)))
     if config.optimiser.expert_parallel:
         require_shareable(shapes, range(max(1, config.fewest), config.most + 1))
     if config.most:
         require_memory(shapes, config.optimiser, config.fewest, config.gpus_per_worker)
-    return plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed)
+    return plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed), replay
 
 
 def _train_on_cluster(task: Task, run: Run) -> dict[str, Any]:

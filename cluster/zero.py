@@ -19,7 +19,7 @@ from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import nn
 
@@ -215,12 +215,29 @@ class ZeroEngine(Engine):
         with GatheredParameters(trained), GatheredParameters(held, modifier_rank=0):
             yield
 
-    def gather_master_weights(self) -> dict[str, torch.Tensor]:
-        optimiser, weights = self._deepspeed.optimizer, {}
-        master: dict[int, torch.Tensor] = {}
-        if isinstance(optimiser, FP16_UnfusedOptimizer):  # stage 0 in bf16
+    def _unfused_masters(self) -> dict[int, torch.Tensor]:
+        """Return the masters of stage 0 in bf16 by the id of their parameter; nothing elsewhere."""
+        optimiser = self._deepspeed.optimizer
+        found: dict[int, torch.Tensor] = {}
+        if isinstance(optimiser, FP16_UnfusedOptimizer):
             for low, high in zip(optimiser.fp16_groups, optimiser.fp32_groups, strict=True):
-                master |= {id(one): other for one, other in zip(low, high, strict=True)}
+                found |= {id(one): other for one, other in zip(low, high, strict=True)}
+        return found
+
+    @torch.no_grad()
+    def begin_with(self, weights: dict[str, torch.Tensor]) -> None:
+        # DeepSpeed (0.19) makes masters of the weights after it has rounded these to bf16.
+        masters = self._unfused_masters()
+        for name, parameter in self.objective.named_parameters():
+            if parameter.requires_grad and name in weights:
+                exact = weights[name].to(self.device, torch.float32)
+                if self.config.zero_stage:
+                    safe_set_full_fp32_param(parameter, exact)
+                elif id(parameter) in masters:
+                    masters[id(parameter)].copy_(exact)
+
+    def gather_master_weights(self) -> dict[str, torch.Tensor]:
+        weights, master = {}, self._unfused_masters()
         for name, parameter in self.objective.named_parameters():
             if parameter.requires_grad:
                 full = safe_get_full_fp32_param(parameter) if self.config.zero_stage else master.get(id(parameter), parameter)

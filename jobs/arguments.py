@@ -2,11 +2,12 @@
 
 import difflib
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import tyro
 from pydantic import ValidationError
-from tyro.conf import AvoidSubcommands, FlagConversionOff
+from tyro.conf import AvoidSubcommands, FlagConversionOff, OmitArgPrefixes
 
 from pipeline.errors import InputError
 
@@ -31,6 +32,27 @@ def parse(kind: Any, arguments: list[str], job: str, description: str | None = N
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise InputError(f"argument '{unknown[0]}' is unknown to 'terraloom {job}'{hint}; see terraloom {job} --help")
     return options
+
+
+def parse_recipe(kind: str, name: str, arguments: list[str]) -> Any:
+    """Return recipe `name` with options as they are on the command line."""
+    from jobs.recipes import load_recipe
+
+    chosen = load_recipe(kind, name)
+
+    @dataclass(frozen=True)
+    class Options:
+        recipe: OmitArgPrefixes[type(chosen)] = chosen  # type: ignore[valid-type]
+
+    return parse(Options, arguments, f"{kind} {name}").recipe
+
+
+def flat_options(options: dict[str, Any]) -> list[str]:
+    """Return options as they are on the command line: {'num_steps': 4} as --num-steps 4."""
+    found = []
+    for name, value in options.items():
+        found += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return found
 
 
 def recipe_of(kind: str, arguments: list[str], job: str | None = None) -> tuple[str, Any]:

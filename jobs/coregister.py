@@ -38,12 +38,21 @@ from pipeline.sensors import Sensor
 from pipeline.stac import read_scenes
 
 
-def coregister(scenes_url: str, archive_url: str, grid: Grid, config: CoregisterConfig, labels: str | None) -> dict[str, Any]:
-    """Fill the archive from the scenes, given only new ones or all; scenes that it has keep their place.
+def coregister(
+    scenes_url: str,
+    archive_url: str,
+    grid: Grid,
+    config: CoregisterConfig,
+    labels: str | None,
+    only: frozenset[str] | None = None,
+) -> dict[str, Any]:
+    """Fill the archive from the scenes, or from `only` these ids, given new ones alone or all; scenes that it has keep their place.
 
     Only shards under given scenes are looked at, and of those only the ones are made that other scenes or settings change.
     """
     given, refused = read_scenes(scenes_url)
+    if only is not None:
+        given, refused = [s for s in given if s.id in only], {name: why for name, why in refused.items() if name in only}
     rasters = read_label_rasters(labels) if labels else []
     if not given:
         raise InputError(f"no usable scene in '{scenes_url}': {_reasons(refused)}")
@@ -58,7 +67,7 @@ def coregister(scenes_url: str, archive_url: str, grid: Grid, config: Coregister
     for scene in scenes:
         for cell in cells[scene.id] & by_cell.keys():
             by_cell[cell].append(scene)
-    stamps = _stamps(scenes, rasters, records)
+    stamps = stamps_of(scenes, rasters, records)
     recipe = Recipe(common_sensors(scenes, known_sensors), chosen, rasters, config, stamps)
     stale = {cell: found for cell, found in by_cell.items() if made.get(cell.id) != recipe.digest(found, set())}
     # Only what these shards show needs to be registered: with all others nothing has changed.
@@ -101,7 +110,7 @@ def _record_scenes(archive: Archive, scenes: list[Scene], recipe: "Recipe", reco
             archive.write_scene_record(record)
 
 
-def _stamps(scenes: list[Scene], rasters: list[LabelRaster], records: dict[str, Any]) -> dict[str, str | None]:
+def stamps_of(scenes: list[Scene], rasters: list[LabelRaster], records: dict[str, Any]) -> dict[str, str | None]:
     """Return what tells a replaced file from the one before, by href; of a file that is gone, what the archive noted of it."""
     noted = {href: stamp for record in records.values() for href, stamp in record.get("files", {}).items()}
     hrefs = sorted({href for scene in scenes for href in scene.hrefs} | {raster.href for raster in rasters})

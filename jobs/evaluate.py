@@ -68,6 +68,8 @@ class EvaluateConfig:
     """Also ask about disturbed test tiles (docs/robustness.md): one seed, all labels, the first protocol of each task."""
     allow_overlap: tuple[str, ...] = ()
     """Tasks whose test places may have been seen in pretraining."""
+    baselines: bool = True
+    """False: the models alone, to compare them with one another."""
     external: tuple[str, ...] = ()
     """Descriptions (JSON) of encoders of others for the same table; cluster/external.py says what they hold."""
     training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
@@ -91,6 +93,8 @@ def evaluate(
     tasks = tasks_of(task, archives, config.ignore)
     digests = {archive.url: archive.digest() for archive in archives}
     compared = contenders(models, config.seeds, config.external)
+    if not config.baselines:
+        compared = [contender for contender in compared if contender.parameters is not None]
     asked, left_out = _asked(tasks, compared, config, must=task != ALL)
     seen = overlaps(asked, models, config.allow_overlap)
     inputs = {"task": task, "models": [m.url for m in models], "archives": list(digests), "digests": list(digests.values())}

@@ -7,6 +7,7 @@ from cluster.graphs import Format, described, real_tiles, require_formats, write
 from cluster.host import checkpoint_url
 from cluster.job import Job
 from cluster.run import Run
+from cluster.start import FOLDER, WEIGHTS
 from jobs.card import model_card
 from jobs.distill import build as build_student
 from jobs.distill import load_encoder
@@ -66,7 +67,7 @@ def _encoder_of(url: str, step: int | None) -> tuple[Run, Encoder, int]:
         return run, load_encoder(storage.absolute(url)), int(steps)
     if not storage.exists(run.path("config.json")):
         raise InputError(f"'{run.url}' is no run; give the folder of a pretrain or distill run")
-    trained, taken = consolidate(_job_of(run), checkpoint_url(run, step))
+    trained, taken = consolidate(job_of(run), checkpoint_url(run, step))
     return run, trained.encoder.eval(), taken
 
 
@@ -77,7 +78,7 @@ def _summary_of(scores: str) -> str:
     return url
 
 
-def _job_of(run: Run) -> Job:
+def job_of(run: Run) -> Job:
     """Return what the run executes, from what it wrote down when it began."""
     written = storage.read_json(run.path("config.json"))
     name, inputs = written["job"], written["inputs"]
@@ -85,4 +86,5 @@ def _job_of(run: Run) -> Job:
         raise InputError(f"'{run.url}' is a run of '{name}', expected one of pretrain or distill")
     recipe = updated(load_recipe(name, inputs["recipe"]), written["config"])
     build = recipe.build if name == "pretrain" else build_student(recipe, storage.join(inputs["teacher"], "model"))
-    return Job(run.url, inputs["archive"], name, recipe.train, build, {})
+    start = run.path(FOLDER) if storage.exists(run.path(FOLDER, WEIGHTS)) else ""
+    return Job(run.url, inputs["archive"], name, recipe.train, build, {}, start)

@@ -55,10 +55,12 @@ def _pretrain(arguments: list[str]) -> dict[str, Any]:
     class Options:
         archive: Positional[str]
         run: Positional[str]
+        start_from: str | None = None
+        """Run or model whose weights it begins with; sensors that they know stay normalised as they were for them."""
         recipe: OmitArgPrefixes[type(chosen)] = chosen  # type: ignore[valid-type]
 
     options = parse(Options, arguments[1:], f"pretrain {name}", f"Train recipe '{name}' on an archive.")
-    return pretrain(name, options.recipe, options.archive, options.run)
+    return pretrain(name, options.recipe, options.archive, options.run, options.start_from)
 
 
 def _estimate(arguments: list[str]) -> dict[str, Any]:

@@ -69,17 +69,17 @@ class Archive:
             raise InputError(f"shard '{shard}' is no longer in archive '{self.url}'; start a new run")
         return part.sort_values(["sensor", "row"], ignore_index=True)
 
-    def tiles(self, shards: Sequence[str]) -> pd.DataFrame:
-        """Return of each tile in `shards` the columns that say where and when it is; far less than the catalog holds."""
+    def tiles(self, shards: Sequence[str], more: Sequence[str] = ()) -> pd.DataFrame:
+        """Return of each tile in `shards` the columns that say where and when it is, and `more`; far less than the catalog has."""
         if len(shards) == 1:
-            return self._read_columns(shards[0])
+            return self._read_columns(shards[0], more)
         with ThreadPoolExecutor(NUM_READERS) as pool:
-            return pd.concat(list(pool.map(self._read_columns, shards)), ignore_index=True)
+            return pd.concat(list(pool.map(lambda shard: self._read_columns(shard, more), shards)), ignore_index=True)
 
-    def _read_columns(self, shard: str) -> pd.DataFrame:
+    def _read_columns(self, shard: str, more: Sequence[str]) -> pd.DataFrame:
         try:
             content = io.BytesIO(storage.read_bytes(self._part_url(shard)))
-            return pq.read_table(content, columns=list(TILE_COLUMNS), use_threads=False).to_pandas()
+            return pq.read_table(content, columns=[*TILE_COLUMNS, *more], use_threads=False).to_pandas()
         except FileNotFoundError:
             raise InputError(f"shard '{shard}' is no longer in archive '{self.url}'; start a new run") from None
         except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.archive import Archive
+from pipeline.replay import Replay
 from pipeline.views import Samples, SensorSet, View, presence, sensor_sets
 
 SHARDS_KEPT = 256
@@ -23,11 +24,15 @@ SHARDS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class SampleSource:
-    """The samples that `view` makes of the tiles of `splits`, as they are when first read: copies of one share `snapshot`."""
+    """The samples that `view` makes of the tiles of `splits`, as they are when first read: copies of one share `snapshot`.
+
+    `replay` says which of them are seen; all, where it is None.
+    """
 
     archive: Archive = field(compare=False)
     view: View
     splits: tuple[str, ...] = ("train",)
+    replay: Replay | None = None
     snapshot: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def of_shard(self, shard: str, sensor_set: SensorSet) -> Samples:
@@ -46,17 +51,26 @@ class SampleSource:
         counts: dict[SensorSet, Counter[str]] = {sensor_set: Counter() for sensor_set in sets}
         for tiles in self._tiles():
             for sensor_set, count in counts.items():
-                count.update(pd.Series(self.view.samples(tiles, sensor_set).shard).value_counts().to_dict())
+                count.update(pd.Series(self.made(tiles, sensor_set).shard).value_counts().to_dict())
         return {s: (sorted(count), np.array([count[shard] for shard in sorted(count)])) for s, count in counts.items()}
 
     def _tiles(self) -> Iterator[pd.DataFrame]:
         shards = self.archive.published()
         for first in range(0, len(shards), SHARDS_AT_ONCE):
-            tiles = self.archive.tiles(shards[first : first + SHARDS_AT_ONCE])
-            yield tiles[tiles["split"].isin(self.splits)]
+            yield self.read(shards[first : first + SHARDS_AT_ONCE])
+
+    def read(self, shards: list[str]) -> pd.DataFrame:
+        """Return where and when the tiles are in these shards that samples are made of."""
+        tiles = self.archive.tiles(shards, ("scene",) if self.replay else ())
+        tiles = tiles[tiles["split"].isin(self.splits)]
+        return self.replay.tiles(tiles) if self.replay else tiles
+
+    def made(self, tiles: pd.DataFrame, sensor_set: SensorSet) -> Samples:
+        """Return the samples of what `read` returned."""
+        samples = self.view.samples(tiles, sensor_set)
+        return self.replay.samples(samples, tiles) if self.replay else samples
 
 
 @lru_cache(maxsize=SHARDS_KEPT)
 def _of_shard(source: SampleSource, shard: str, sensor_set: SensorSet) -> Samples:
-    tiles = source.archive.tiles([shard])
-    return source.view.samples(tiles[tiles["split"].isin(source.splits)], sensor_set)
+    return source.made(source.read([shard]), sensor_set)

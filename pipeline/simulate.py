@@ -31,6 +31,7 @@ from pipeline.planet import CLASSES, FINE_M, HEIGHT_STEP_M, TONE_ONE, TRUTH_M, P
 from pipeline.sensors import Sensor, load_sensor
 
 YEAR = 2023
+"""In which land cover changes."""
 CHANGE_DAY = 196
 SNAP_M = 640  # planets start on whole sites of this size
 INCIDENCE_DEG = 39.0
@@ -65,6 +66,8 @@ class SimulateConfig(BaseModel):
     """True land-cover changes, all in mid July."""
     cloud_cover: float = Field(0.12, ge=0, le=0.6)
     """Mean cloud fraction of the optical satellite scenes; the first is nearly clear."""
+    year: int = Field(YEAR, ge=1990, le=2100)
+    """Of the acquisitions: another one gives new scenes of the same planet; its land cover changes in July 2023."""
 
     @model_validator(mode="after")
     def _check(self) -> "SimulateConfig":
@@ -181,13 +184,15 @@ def acquisitions(config: SimulateConfig, frame: Frame) -> list[Acquisition]:
         day = 95 + 274 * number / config.satellite_dates
         halves = ((0, 0, 0.6, 1), (0.4, 0, 1, 1)) if number % 4 == 1 else ((0, 0, 1, 1),)
         passes.append(
-            Acquisition(optical, _moment(day, 10.5), frame.crs, halves, 0.85 if number % 4 == 2 else None, "east", number)
+            Acquisition(
+                optical, _moment(config.year, day, 10.5), frame.crs, halves, 0.85 if number % 4 == 2 else None, "east", number
+            )
         )
         evening, edge = number % 2 == 1, 0.12 if number % 4 == 1 else None
         passes.append(
             Acquisition(
                 radar,
-                _moment(day + 2, 17.1 if evening else 5.4),
+                _moment(config.year, day + 2, 17.1 if evening else 5.4),
                 neighbour,
                 swath=edge,
                 swath_side="west",
@@ -196,8 +201,8 @@ def acquisitions(config: SimulateConfig, frame: Frame) -> list[Acquisition]:
         )
     for number in range(config.aerial_dates):
         halves = ((0, 0.45, 1, 1), (0, 0, 1, 0.55))  # type: ignore[assignment]
-        passes.append(Acquisition(aerial, _moment(172 + 60 * number, 9.5), CRS.from_epsg(3857), halves, number=number))
-    passes.append(Acquisition(dsm, _moment(110, 9.0), CRS.from_epsg(4326)))
+        passes.append(Acquisition(aerial, _moment(config.year, 172 + 60 * number, 9.5), CRS.from_epsg(3857), halves, number=number))
+    passes.append(Acquisition(dsm, _moment(config.year, 110, 9.0), CRS.from_epsg(4326)))
     return passes
 
 
@@ -208,8 +213,9 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, Any]:
     for record in (finished, started):
         if record.is_file():
             found = json.loads(record.read_text())
-            if found["config"] != wanted:
-                other = [f"{k} {found['config'].get(k)} is not {v}" for k, v in wanted.items() if found["config"].get(k) != v]
+            has = {"year": YEAR, **found["config"]}  # planets that were made before they had a year
+            if has != wanted:
+                other = [f"{k} {has.get(k)} is not {v}" for k, v in wanted.items() if has.get(k) != v]
                 raise InputError(f"{out} holds another planet ({'; '.join(other)}): give the same settings, or an empty folder")
             if record is finished:
                 return found["summary"]
@@ -245,8 +251,9 @@ def render(
 ) -> dict[str, dict[str, Any]]:
     """Write one acquisition's scenes under `folder`; return {scene id: truth}. Draws depend on nothing but seed and scene."""
     sensor = acquisition.sensor
-    sky = _generator(config.seed, f"{sensor.name} {acquisition.number}")
-    surface = planet.before if acquisition.day < CHANGE_DAY else planet.after
+    year = "" if config.year == YEAR else f" {config.year}"
+    sky = _generator(config.seed, f"{sensor.name} {acquisition.number}{year}")
+    surface = planet.before if acquisition.time < _moment(YEAR, CHANGE_DAY, 0) else planet.after
     is_optical = sensor.quantity.endswith("reflectance")
     clouds = _Clouds.drawn(sky, planet, acquisition, config) if is_optical else None
     if clouds is not None:
@@ -511,7 +518,7 @@ def _write_mask(path: Path, acquisition: Acquisition, grid: Grid, size_m: float,
 
 def _write_truth(folder: Path, planet: Planet, frame: Frame) -> None:
     grid = Grid(frame.crs, frame.transform(TRUTH_M), planet.elevation_m.shape, (np.zeros(0), np.zeros(0)))
-    epochs = {_moment(1, 0): planet.before} | ({_moment(CHANGE_DAY, 0): planet.after} if planet.changes else {})
+    epochs = {_moment(YEAR, 1, 0): planet.before} | ({_moment(YEAR, CHANGE_DAY, 0): planet.after} if planet.changes else {})
     for since, surface in epochs.items():
         with _geotiff(folder / f"landcover_{since:%Y%m%d}.tif", grid, 1, "uint8", 255) as file:
             file.update_tags(CLASSES=json.dumps(CLASSES), DATETIME=since.isoformat())
@@ -526,7 +533,7 @@ def _write_truth(folder: Path, planet: Planet, frame: Frame) -> None:
                 "kind": change.kind,
                 "before": CLASSES[change.before],
                 "after": CLASSES[change.after],
-                "time": _moment(CHANGE_DAY, 0).isoformat(),
+                "time": _moment(YEAR, CHANGE_DAY, 0).isoformat(),
             },
         }
         for change in planet.changes
@@ -564,8 +571,8 @@ def _write_text(path: Path, text: str) -> None:
     partial.rename(path)
 
 
-def _moment(day: float, hour: float) -> datetime:
-    return datetime(YEAR, 1, 1, tzinfo=UTC) + timedelta(days=int(day) - 1, hours=hour)
+def _moment(year: int, day: float, hour: float) -> datetime:
+    return datetime(year, 1, 1, tzinfo=UTC) + timedelta(days=int(day) - 1, hours=hour)
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

@@ -40,6 +40,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.shard)
 
+    def take(self, chosen: np.ndarray) -> "Samples":
+        """Return the samples that `chosen` names, by number or as a mask."""
+        rows, days = ({name: values[chosen] for name, values in of.items()} for of in (self.rows, self.time_days))
+        return Samples(self.shard[chosen], self.site[chosen], self.lonlat_deg[chosen], rows, days)
+
 
 @dataclass(frozen=True)
 class Single:
@@ -141,7 +146,7 @@ class DateTriple:
         return _nearest_to(tiles, sensor_set, self.num_dates, self._triples)
 
     def _triples(self, anchors: Dates) -> np.ndarray:
-        drawn = _scattered(anchors.row[:, None] * 2 + np.arange(2)) % (anchors.last - anchors.first)[:, None].astype(np.uint64)
+        drawn = scattered(anchors.row[:, None] * 2 + np.arange(2)) % (anchors.last - anchors.first)[:, None].astype(np.uint64)
         return np.column_stack([np.arange(len(anchors.site)), anchors.first[:, None] + drawn.astype(int)])
 
 
@@ -184,7 +189,7 @@ def _each(anchors: Dates) -> np.ndarray:
     return np.arange(len(anchors.site))[:, None]
 
 
-def _scattered(number: np.ndarray) -> np.ndarray:
+def scattered(number: np.ndarray) -> np.ndarray:
     """Return for each whole number one that looks drawn, uint64 (splitmix64: Steele et al., OOPSLA 2014)."""
     mixed = number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

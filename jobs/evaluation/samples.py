@@ -43,17 +43,8 @@ class TaskSamples:
 
     def of_places(self, is_kept: np.ndarray) -> "TaskSamples":
         """Return the samples where `is_kept` (N,) is True."""
-        tiles = self.tiles
-        kept = replace(
-            tiles,
-            shard=tiles.shard[is_kept],
-            site=tiles.site[is_kept],
-            lonlat_deg=tiles.lonlat_deg[is_kept],
-            rows={name: rows[is_kept] for name, rows in tiles.rows.items()},
-            time_days={name: days[is_kept] for name, days in tiles.time_days.items()},
-        )
         fields = {name: getattr(self, name)[is_kept] for name in ("split", "place", "labels", "strata")}
-        return replace(self, tiles=kept, **fields)
+        return replace(self, tiles=self.tiles.take(is_kept), **fields)
 
 
 def samples_of(groups: dict[str, list[pd.DataFrame]], labels: np.ndarray, strata: np.ndarray) -> TaskSamples:

@@ -1,6 +1,8 @@
 """Records that one of several may write, a lock that a crashed holder loses, a registry that two cannot change at once."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from s3fs import S3FileSystem
 
 from cluster import lease as leases
 from cluster.lease import acquire, holding
+from cluster.process import has_ended, own_process
 from cluster.registry import Registry
 from cluster.sequence import Sequence
 from pipeline import storage
@@ -56,12 +59,14 @@ def test_of_many_that_write_the_next_record_one_does(place: str) -> None:
 
 def test_a_lock_is_held_kept_given_back(place: str) -> None:
     with holding(f"{place}/lock", "retrain of Tuesday", seconds=0.3) as lease:
-        with pytest.raises(InputError, match=r"is held by retrain of Tuesday for 3\d s more; wait, or stop that job"):
+        with pytest.raises(InputError, match=r"is held by retrain of Tuesday for \d+ s more; wait, or stop that job"):
             acquire(f"{place}/lock", "another")
         begun = time.time()
         while Sequence(f"{place}/lock").last()[0] < 5:  # it is renewed, and old records go
             assert time.time() < begun + 30
             time.sleep(0.05)
+        lease._seconds = 60
+        lease._renew()
         lease.require()
     acquire(f"{place}/lock", "another").give_back()
     assert len(Sequence(f"{place}/lock").numbers()) <= leases.KEPT + 4
@@ -88,6 +93,34 @@ def test_a_crashed_holder_loses_the_lock(tmp_path: Path, monkeypatch: pytest.Mon
     following.give_back()
 
 
+def test_a_dead_holder_of_this_machine_loses_the_lock_at_once(tmp_path: Path) -> None:
+    url = str(tmp_path / "lock")
+    program = f"from cluster.lease import acquire; acquire({url!r}, 'killed'); print('held', flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    assert leases.holder_of(url) == "killed"
+    with pytest.raises(InputError, match="is held by killed"):
+        acquire(url, "next")
+    process.kill()
+    process.wait()
+    assert leases.holder_of(url) is None
+    acquire(url, "next").give_back()
+
+
+def test_of_another_machine_nobody_knows(tmp_path: Path) -> None:
+    here, gone = own_process(), {**own_process(), "started": "before the last boot"}
+    assert not has_ended(here)
+    assert has_ended(gone)
+    assert not has_ended({**gone, "machine": "another"})
+    assert not has_ended({})
+    Sequence(str(tmp_path)).append(
+        -1, {"holder": "elsewhere", "until": time.time() + 600, "process": {**gone, "machine": "another"}}
+    )
+    with pytest.raises(InputError, match="is held by elsewhere"):
+        acquire(str(tmp_path), "next")
+
+
 def test_a_champion_follows_another(place: str, tmp_path: Path) -> None:
     registry = Registry(f"{place}/registry")
     assert registry.champion() is None
@@ -112,6 +145,10 @@ def test_a_champion_follows_another(place: str, tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match=r"has no version 7 \(has 0, 1\)"):
         registry.promote(7, 0, "a guess")
+    assert registry.rolled_back() == {1}
+    with pytest.raises(InputError, match="no champion before the present one"):
+        registry.roll_back("twice")
+    assert [version.facts for version in registry.versions()] == [{"score": "a"}, {"score": "b"}]
 
 
 def test_of_two_that_promote_at_once_one_does(tmp_path: Path) -> None:

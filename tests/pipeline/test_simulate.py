@@ -169,3 +169,12 @@ def test_change_polygons_are_where_the_epochs_differ(planet: Path) -> None:
     assert 0 < (number > 0).mean() < 0.2
     for index, feature in enumerate(changes):
         assert set(late[number == index + 1]) == {names.index(feature["properties"]["after"])}
+
+
+def test_another_year_is_another_visit_to_the_same_planet(tmp_path: Path) -> None:
+    config = SimulateConfig(size_m=1280, satellite_dates=1, aerial_dates=0, num_changes=1)
+    found = [simulate(tmp_path / str(year), config.model_copy(update={"year": year})) for year in (2023, 2024)]
+    assert [sorted({name.split("_")[-1][:4] for name in summary["scenes"]}) for summary in found] == [["2023"], ["2024"]]
+    for name in ("landcover_20230101.tif", "landcover_20230715.tif", "elevation.tif"):
+        pixels = [rasterio.open(tmp_path / str(year) / "truth" / name).read() for year in (2023, 2024)]
+        assert np.array_equal(*pixels)

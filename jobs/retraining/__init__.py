@@ -1,0 +1,1 @@
+"""The parts of `terraloom retrain`: what it is told, what it remembers of its rounds, and a file for each stage of one."""

@@ -1,0 +1,223 @@
+"""Rounds of retraining on a small planet with new dates: one challenger promoted, one of broken scenes not; killed at every stage."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+import yaml
+
+from cluster.lease import holding
+from jobs.arguments import flat_options, parse_recipe
+from jobs.coregister import coregister
+from jobs.pretrain import pretrain
+from jobs.retrain import retrain, roll_back, status
+from jobs.retraining.rounds import STAGES, Round
+from jobs.simulate import scan_folder, simulate_planet
+from models.encoder import Encoder
+from pipeline.coregister import CoregisterConfig
+from pipeline.errors import InputError
+from pipeline.grid import Grid
+from pipeline.simulate import SimulateConfig
+
+LIMIT_S = 400
+RECIPE = "mae_tiny"
+OPTIONS = {"num_steps": 100, "workers": 0, "batch_size": 16, "checkpoint_every": 10, "health_every": 0, "learning_rate": 3e-3}
+UNREGISTERED = CoregisterConfig(register=False)
+LATER = ("202408",)
+"""In the names of the scenes that come with the second delivery."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An archive, a suite, a folder that scenes arrive in, and a schedule."""
+
+    root: Path
+    base: Path
+
+    @property
+    def schedule(self) -> str:
+        return str(self.root / "schedule.yaml")
+
+    @property
+    def rounds(self) -> Path:
+        return self.root / "retraining" / "rounds"
+
+    def arrive(self, is_second: bool = False) -> None:
+        """Have the scenes of a delivery arrive; those of the second have their pixels shuffled."""
+        (self.root / "incoming").mkdir(exist_ok=True)
+        for path in sorted((self.base / "2024" / "scenes").glob("*.tif")):
+            if any(part in path.name for part in LATER) == is_second:
+                shutil.copy(path, self.root / "incoming" / path.name)
+                if is_second and "cloud" not in path.name:
+                    shuffle(self.root / "incoming" / path.name)
+        scan_folder(str(self.root / "incoming"), None, None, None)
+
+
+def shuffle(path: Path) -> None:
+    """Put every pixel of every band elsewhere: what is left is noise with the right histogram, then brightened."""
+    rng = np.random.default_rng(0)
+    with rasterio.open(path, "r+") as file:
+        pixels = file.read()
+        flat = np.stack([rng.permutation(band.ravel()) for band in pixels])
+        file.write((flat * 2).astype(pixels.dtype).reshape(pixels.shape))
+
+
+@pytest.fixture(scope="module")
+def base(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A planet of 1.28 km in two years, the archive of the first, and a champion that sees nothing: its stems are 0."""
+    folder = tmp_path_factory.mktemp("retrain")
+    for year, dates in ((2023, 4), (2024, 2)):
+        config = SimulateConfig(size_m=1280, satellite_dates=dates, aerial_dates=0, num_changes=0, cloud_cover=0.0, year=year)
+        simulate_planet(str(folder / str(year)), config)
+    archive = str(folder / "archive")
+    grid = Grid(site_size_m=160, shard_sites=2)
+    coregister(str(folder / "2023" / "scenes"), archive, grid, UNREGISTERED, str(folder / "2023" / "truth"))
+    recipe = parse_recipe("pretrain", RECIPE, flat_options({**OPTIONS, "num_steps": 1, "learning_rate": 1e-12}))
+    pretrain(RECIPE, recipe, archive, str(folder / "drawn"))
+    encoder = Encoder.load(folder / "drawn" / "model")
+    with torch.no_grad():
+        for parameter in encoder.stem.parameters():
+            parameter.zero_()
+    encoder.save(folder / "blind")
+    pretrain(RECIPE, recipe, archive, str(folder / "champion"), str(folder / "blind"))
+    return folder
+
+
+def made(root: Path, base: Path) -> Place:
+    root.mkdir()
+    for name in ("archive", "suite"):
+        shutil.copytree(base / "archive", root / name)
+    suite = {"archive": "suite", "tasks": ["landcover"], "target": "landcover", "protocols": ["linear"], "seeds": 1}
+    schedule = {
+        **{"scenes": "incoming", "archive": "archive", "folder": "retraining", "champion": str(base / "champion")},
+        **{"recipe": RECIPE, "options": OPTIONS, "replay": 0.25, "labels": str(base / "2023" / "truth")},
+        **{"suite": {**suite, "sensors": ["sentinel2_l2a"]}, "registration": {"register": False}},
+    }
+    (root / "schedule.yaml").write_text(yaml.safe_dump(schedule))
+    place = Place(root, base)
+    place.arrive()
+    return place
+
+
+@pytest.fixture(scope="module")
+def place(base: Path) -> Place:
+    return made(base / "whole", base)
+
+
+@pytest.fixture(scope="module")
+def first(place: Place) -> dict[str, Any]:
+    """The summary of the first round, which nothing disturbed."""
+    return retrain(place.schedule)
+
+
+def test_a_start_is_that_of_its_source(base: Path) -> None:
+    """Not rounded to bf16: at a rate of 1e-12 weights move by no more than that."""
+    blind, champion = (Encoder.load(base / name).state_dict() for name in ("blind", "champion/model"))
+    assert all(torch.allclose(blind[name], champion[name], rtol=0, atol=1e-11) for name in blind)
+
+
+def test_a_challenger_that_sees_is_promoted(place: Place, first: dict[str, Any]) -> None:
+    assert (first["outcome"], first["champion"]) == ("promoted", 1)
+    (line,) = first["lines"]
+    assert line["low"] > 0
+    assert first["reason"].startswith("better on landcover (sentinel2_l2a, linear): accuracy")
+    extended = json.loads((place.rounds / "0001" / "extend.json").read_text())
+    assert extended["train_tiles"] == {"dsm": 40, "sentinel1_grd": 40, "sentinel2_l2a": 40}
+    trained = json.loads((place.rounds / "0001" / "train.json").read_text())
+    old, new = trained["old_samples"], trained["new_samples"]
+    assert new == 120
+    assert old > 120
+    assert trained["keep"] == pytest.approx(new * 0.25 / 0.75 / old)
+    event = next(
+        json.loads(text) for text in (place.rounds / "0001/run/events.jsonl").read_text().splitlines() if '"start"' in text
+    )
+    assert event["drawn"] == event["not_taken"] == []
+    drift = json.loads((place.rounds / "0001" / "drift.json").read_text())
+    assert set(drift["sensors"]) == {"dsm", "sentinel1_grd", "sentinel2_l2a"}
+    again = retrain(place.schedule)
+    assert (again["outcome"], again["scenes"], again["champion"]) == ("nothing new", 0, 1)
+
+
+def test_broken_scenes_make_no_champion(place: Place, first: dict[str, Any]) -> None:
+    place.arrive(is_second=True)
+    second = retrain(place.schedule)
+    assert (second["outcome"], second["champion"]) == ("declined", 1)
+    assert second["reason"].startswith(("worse on landcover", "not better on the target, landcover", "its training failed"))
+    drift = json.loads((place.rounds / "0002" / "drift.json").read_text())
+    assert drift["sensors"]["sentinel2_l2a"]["word"] == "large"
+    assert "202408" in drift["sensors"]["sentinel2_l2a"]["bands"]["B04"]["farthest"]
+    found = status(place.schedule)
+    assert [one["outcome"] for one in found["rounds"]] == ["promoted", "declined"]
+    assert [(one["number"], one["over"]) for one in found["history"]] == [(0, None), (1, 0)]
+    with holding(str(place.root / "retraining" / "lock"), "somebody"):
+        assert status(place.schedule)["held_by"] == "somebody"
+        with pytest.raises(InputError, match="is held by somebody"):
+            retrain(place.schedule)
+    assert roll_back(place.schedule, "clouds at the coast")["number"] == 0
+    with pytest.raises(InputError, match="no champion before the present one"):
+        roll_back(place.schedule, "once more")
+    (place.root / "suite" / "catalog" / next(iter(os.listdir(place.root / "suite" / "catalog")))).unlink()
+    with pytest.raises(InputError, match="restore it, or begin anew with another folder"):
+        retrain(place.schedule)
+
+
+KILLED_WHILE_TRAINING = """
+import os, signal, sys
+from cluster.host import BareHost
+from jobs import cli
+
+commit = BareHost.commit
+
+def commit_and_die(self, *given, **named):
+    commit(self, *given, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+BareHost.commit = commit_and_die
+cli.main(sys.argv[1:])
+"""
+"""A `terraloom` that the kernel kills after its first checkpoint: no lock is given back, nothing is tidied up."""
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_killed_at_every_stage_it_ends_the_same(
+    base: Path, first: dict[str, Any], cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once by the kernel, while the challenger trains; then each stage just before it is written down."""
+    other = made(base / "killed", base)
+    command = [sys.executable, "-c", KILLED_WHILE_TRAINING, "retrain", other.schedule]
+    ended = subprocess.run(command, env={**os.environ, "RAY_ADDRESS": cluster}, capture_output=True, text=True, timeout=LIMIT_S)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert (other.rounds / "0001" / "run" / "checkpoints" / "bare" / "00000010").is_dir()
+    killed, finish = [], Round.finish
+
+    def killed_once(self: Round, stage: str, result: dict[str, Any]) -> None:
+        if stage not in killed:
+            killed.append(stage)
+            raise Killed
+        finish(self, stage, result)
+
+    monkeypatch.setattr(Round, "finish", killed_once)
+    assert [one.get("stage") for one in status(other.schedule)["rounds"]] == ["train"]
+    for _ in STAGES[STAGES.index("train") :]:
+        with pytest.raises(Killed):
+            retrain(other.schedule)
+    done = retrain(other.schedule)
+    assert killed == list(STAGES[STAGES.index("train") :])
+    same = ("outcome", "reason", "champion", "lines", "suite_digest", "scenes", "drift")
+    assert {name: done[name] for name in same} == {name: first[name] for name in same}
+    weights = [Path(summary["model"], "model", "model.safetensors").read_bytes() for summary in (done, first)]
+    assert weights[0] == weights[1]
+    assert len(status(other.schedule)["history"]) == 2
