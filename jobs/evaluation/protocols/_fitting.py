@@ -44,7 +44,10 @@ Outputs = Callable[[np.ndarray, bool, View], tuple[Tensor, Tensor]]
 
 
 def fit(question: Question, model: nn.Module, outputs: Outputs, groups: list[dict[str, Any]], steps: int, decay: float) -> int:
-    """Train `model`, which makes `outputs`, to what it was at its best look at val; return after which step that was."""
+    """Train `model`, which makes `outputs`, to what it was at its best look at val; return after which step that was.
+
+    `groups` are parameters with their largest rate, `decay` their weight decay.
+    """
     rng, kind = np.random.default_rng(question.seed), question.task.kind
     weight, labels = _training.class_weights(question), _Labels(question)
     size = min(question.training.batch_size, len(question.train))
@@ -60,7 +63,7 @@ def fit(question: Question, model: nn.Module, outputs: Outputs, groups: list[dic
     for step in optimised(model, groups, steps, decay, loss):
         if step in looks:
             score = _score(question, model, outputs)
-            if score > best:
+            if score >= best:  # the last look, where val defines no score
                 best, kept, found_at = score, deepcopy(model.state_dict()), step
             model.train()
     model.load_state_dict(kept)
