@@ -38,6 +38,11 @@ class TrainConfig:
     """Shards that a lane shuffles together."""
     sensor_sets: tuple[tuple[str, ...], ...] = ()
     """Sensors that a sample holds, one entry a set; empty: derived from the archive."""
+    share_exponent: float = 1.0
+    """A sensor set is trained on in proportion to this power of its samples: 1 as often as it has samples, 0 as often as others,
+
+    between them rare sets more often than they have samples (temperature sampling: Conneau et al. 2020, arXiv 1911.02116).
+    """
     view: View = field(default_factory=CrossSensor)
     """Which tiles make a sample."""
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -76,6 +81,8 @@ class TrainConfig:
         positive = ("num_steps", "batch_size", "lanes", "checkpoint_every", "window_shards", "keep_last", "timeout_s")
         if wrong := [name for name in positive if getattr(self, name) < 1]:
             raise InputError(f"{wrong[0]} is {getattr(self, wrong[0])}, expected at least 1")
+        if not 0 <= self.share_exponent <= 1:
+            raise InputError(f"share_exponent is {self.share_exponent:g}, expected 0 (all sets alike) to 1 (as their samples)")
         if self.keep_every < 0 or self.keep_every % self.checkpoint_every:
             raise InputError(f"keep_every is {self.keep_every}, expected a multiple of checkpoint_every, {self.checkpoint_every}")
         if self.health_every < 0:

@@ -43,7 +43,7 @@ def count(source: SampleSource, sensor_sets: tuple[SensorSet, ...]) -> Counts:
     return found
 
 
-def plan_of(counts: Counts, lanes: int, batch_size: int, window_shards: int, seed: int) -> Plan:
-    """Return the plan; steps take a sensor set as often as it has samples."""
+def plan_of(counts: Counts, lanes: int, batch_size: int, window_shards: int, seed: int, share_exponent: float = 1.0) -> Plan:
+    """Return the plan; steps take a sensor set in proportion to this power of its samples."""
     sets = [SetPlan(s, *of_shards, lanes, batch_size, window_shards, seed) for s, of_shards in counts.items()]
-    return Plan(sets, [float(chosen.sizes.sum()) for chosen in sets])
+    return Plan(sets, [float(chosen.sizes.sum()) ** share_exponent for chosen in sets])

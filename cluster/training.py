@@ -88,7 +88,8 @@ def _plan(job: Job, run: Run) -> tuple[Plan, Replay | None]:
         require_shareable(shapes, range(max(1, config.fewest), config.most + 1))
     if config.most:
         require_memory(shapes, config.optimiser, config.fewest, config.gpus_per_worker)
-    return plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed), replay
+    plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed, config.share_exponent)
+    return plan, replay
 
 
 def _train_on_cluster(task: Task, run: Run) -> dict[str, Any]:

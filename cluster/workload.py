@@ -88,9 +88,10 @@ def shape_of_archive(url: str, train: TrainConfig) -> Shape:
         stored[name.partition("/")[0]] += size
     number = everything["sensor"].value_counts().to_dict()
     of_tile = {name: stored[name] / number[name] for name in number}
-    total = sum(counts.values())
+    weights = {s: count**train.share_exponent for s, count in counts.items() if count}
     sets = [
-        _set(s, count / total, archive.sensors, site_m, train, of_tile, count / len(shards)) for s, count in counts.items() if count
+        _set(s, weight / sum(weights.values()), archive.sensors, site_m, train, of_tile, counts[s] / len(shards))
+        for s, weight in weights.items()
     ]
     return Shape(specs, tuple(sets), site_m)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.decoders import PixelDecoder
+from models.errors import InputError
 from models.initialise import initialise
 from models.layers import SteadyConv2d
 
@@ -102,35 +103,51 @@ class _Scale(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """A dense head beside a shallow look at the pixels themselves: maps say what is there, pixels where it ends.
+    """A dense head beside a look at the pixels in blocks of BLOCK x BLOCK: maps say what is there, pixels where it ends.
 
-    `bands`: of each sensor; `num_dates` as of the head, which gives DETAIL channels here.
+    `shapes`: (T, C) of each sensor's pixels; `side_px`: of the answer, whole blocks; `head` gives DETAIL channels. A sensor that is
+    not given is at 0, the mean.
     """
 
-    DETAIL = 16
+    DETAIL, BLOCK = 32, 2
 
     def __init__(
-        self, head: DenseHead, bands: Mapping[str, int], num_dates: Mapping[str, int], num_outputs: int, generator: torch.Generator
+        self,
+        head: DenseHead,
+        shapes: Mapping[str, Sequence[int]],
+        side_px: int,
+        num_outputs: int,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.head = head
-        width = sum(count * (1 if num_dates[name] == 1 else 2) for name, count in bands.items())
-        self.look = nn.Sequential(_Convolution(width, self.DETAIL), _Convolution(self.DETAIL, self.DETAIL))
-        self.judge = nn.Sequential(_Convolution(2 * self.DETAIL, self.DETAIL), SteadyConv2d(self.DETAIL, num_outputs, 1))
-        initialise(self.look, generator)
-        initialise(self.judge, generator)
+        if side_px % self.BLOCK:
+            raise InputError(f"a map has {side_px} pixels a side, expected blocks of {self.BLOCK}; use the protocol decoder")
+        self.head, self.side_px = head, side_px
+        self.widths = {name: bands * (1 if dates == 1 else 2) for name, (dates, bands) in shapes.items()}
+        self.look = nn.Sequential(
+            _Convolution(sum(self.widths.values()) * self.BLOCK**2, self.DETAIL), _Convolution(self.DETAIL, self.DETAIL)
+        )
+        self.judge = nn.Sequential(_Convolution(2 * self.DETAIL, self.DETAIL), _Convolution(self.DETAIL, self.DETAIL))
+        self.leave = PixelDecoder(self.DETAIL, num_outputs, self.BLOCK)
+        for part in (self.look, self.judge, self.leave):
+            initialise(part, generator)
 
     def forward(self, maps: Mapping[str, Sequence[Tensor]], pixels: Mapping[str, Tensor]) -> Tensor:
-        """Return (B, K, Y, X) from maps as `DenseHead` takes them and normalised pixels, sensor -> (B, T, C, Y, X)."""
-        around_BHYX = self.head(maps)
-        seen = [_resized(_compared_pixels(pixels[name]), around_BHYX) for name in maps]
-        return self.judge(torch.cat([around_BHYX, self.look(torch.cat(seen, 1))], 1))
+        """Return (B, K, Y, X) from maps as `DenseHead` takes them and normalised pixels, sensor -> (B, T, C, y, x)."""
+        first = next(iter(pixels.values()))
+        like = first.new_zeros(len(first), 0, self.side_px, self.side_px)
+        seen = [self._seen(pixels, name, like) for name in self.widths]
+        looked = self.look(F.pixel_unshuffle(torch.cat(seen, 1), self.BLOCK))
+        judged = self.judge(torch.cat([_resized(self.head(maps), looked), looked], 1))
+        return self.leave(judged.permute(0, 2, 3, 1))
 
-
-def _compared_pixels(pixels_BTCYX: Tensor) -> Tensor:
-    """Return (B, C, Y, X) of one date; of several (B, 2 C, Y, X), the last and its difference from the first."""
-    last = pixels_BTCYX[:, -1]
-    return last if pixels_BTCYX.shape[1] == 1 else torch.cat([last, last - pixels_BTCYX[:, 0]], 1)
+    def _seen(self, pixels: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+        """Return (B, C', Y, X) of one date's bands; of several dates the last and its difference from the first."""
+        if name not in pixels:
+            return like.new_zeros(len(like), self.widths[name], *like.shape[-2:])
+        last = pixels[name][:, -1]
+        found = last if pixels[name].shape[1] == 1 else torch.cat([last, last - pixels[name][:, 0]], 1)
+        return _resized(found, like)
 
 
 class _Convolution(nn.Module):

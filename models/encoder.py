@@ -35,13 +35,16 @@ from models.values import check_values
 from models.vit import Vit, VitConfig
 
 FORMAT, VERSION = "terraloom-encoder", 3
+MIN_VARIANCE = 1e-6
+"""Added before a root, whose slope at 0 has no end."""
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """Everything needed to build an encoder and to use it: backbone, ground size of a token, sensors with statistics.
 
-    pool says what `Embedding.pooled` is: the mean of the last map, of every stage's map (concatenated), or the class token.
+    pool says what `Embedding.pooled` is: the mean of the last map, of every stage's map (concatenated), the class token, or
+    moments: of every stage's map the mean and the standard deviation over the ground, which tell textures apart.
     hidden says what stands for ground that is hidden, invalid or absent: a learned token, or nothing at all (vit only).
     positions are a vit's alone. frames says whether tokens of several dates attend to one another (vit only) or not.
     """
@@ -49,7 +52,7 @@ class EncoderConfig:
     backbone: SwinConfig | VitConfig | ResnetConfig
     token_size_m: float
     sensors: tuple[SensorSpec, ...]
-    pool: Literal["last", "stages", "class"] = "last"
+    pool: Literal["last", "stages", "moments", "class"] = "last"
     hidden: Literal["token", "absent"] = "token"
     stem: StemConfig = field(default_factory=SensorStemConfig)
     positions: PositionConfig = field(default_factory=PositionConfig)
@@ -85,8 +88,8 @@ class EncoderConfig:
 
     @property
     def pooled_width(self) -> int:
-        stages = range(self.backbone.num_stages)
-        return sum(map(self.backbone.width, stages)) if self.pool == "stages" else self.backbone.width(stages[-1])
+        widths = [self.backbone.width(stage) for stage in range(self.backbone.num_stages)]
+        return {"stages": sum(widths), "moments": 2 * sum(widths)}.get(self.pool, widths[-1])
 
 
 @dataclass(frozen=True)
@@ -291,16 +294,20 @@ class Encoder(nn.Module):
         return F.max_pool2d(share, self.config.backbone.stride, ceil_mode=True)[:, 0] > 0
 
     def pool(self, features: Features, is_valid_cell: Tensor) -> Tensor:
-        """Return (B, D) float32: the class token, or the mean over valid cells, over all cells where none is valid."""
+        """Return (B, D) float32: the class token, or moments over valid cells, over all cells where none is valid."""
         if self.config.pool == "class":
             assert features.prefix is not None
             return features.prefix[:, 0].float()
-        chosen = features.maps[-1:]
-        if self.config.pool == "stages":
+        chosen = [features.maps[-1].float()]
+        if self.config.pool in ("stages", "moments"):
             chosen = [F.layer_norm(m.float(), m.shape[-1:]) for m in features.maps[:-1]] + chosen
         is_any = is_valid_cell.any(-1, keepdim=True).any(-2, keepdim=True)
         weight = (is_valid_cell | ~is_any).float()
-        return torch.cat([_weighted_mean(m.float(), weight) for m in chosen], -1)
+        means = [_weighted_mean(m, weight) for m in chosen]
+        if self.config.pool != "moments":
+            return torch.cat(means, -1)
+        variances = [_weighted_mean((m - mean[:, None, None]).square(), weight) for m, mean in zip(chosen, means)]
+        return torch.cat([*means, *((variance + MIN_VARIANCE).sqrt() for variance in variances)], -1)
 
     def save(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Write model.safetensors (float32) and config.json (configuration; `extra`, e.g. the recipe) to `folder`."""

@@ -16,18 +16,20 @@ from models.encoder import Encoder
 
 
 class PooledHead(nn.Module):
-    """One linear layer over what probes see (`compared_dates`); begins with zeros."""
+    """One linear layer over what probes see (`compared_dates`); begins with zeros. A sensor that is not given is at 0."""
 
     def __init__(self, width: int, num_dates: Mapping[str, int], num_outputs: int) -> None:
         super().__init__()
-        parts = sum(len(compared_dates(torch.empty(1, dates, 0))) for dates in num_dates.values())
-        self.linear = nn.Linear(width * parts, num_outputs)
+        self.sizes = {name: width * len(compared_dates(torch.empty(1, dates, 0))) for name, dates in num_dates.items()}
+        self.linear = nn.Linear(sum(self.sizes.values()), num_outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, pooled: Mapping[str, Tensor]) -> Tensor:
         """Return (B, K) float32 from sensor -> (B, T, D)."""
-        parts = [part for values_BTD in pooled.values() for part in compared_dates(values_BTD)]
+        given = {name: torch.cat(compared_dates(values_BTD), -1) for name, values_BTD in pooled.items()}
+        first = next(iter(given.values()))
+        parts = [given[name] if name in given else first.new_zeros(len(first), size) for name, size in self.sizes.items()]
         return F.linear(torch.cat(parts, -1), self.linear.weight.float(), self.linear.bias.float())
 
 

@@ -8,12 +8,14 @@ from torch import nn
 
 from cluster.job import TrainConfig
 from cluster.optimiser import OptimiserConfig
+from jobs.recipes.masked_images import SWIN_TINY
 from jobs.recipes.schedules import tiny
 from models.encoder import EncoderConfig
 from models.resnet import ResnetConfig
 from models.sensor import SensorSpec
 from models.stems.resnet import ResnetStemConfig
 from models.stems.sensor import SensorStemConfig
+from models.swin import SwinConfig
 from models.vit import VitConfig
 from pipeline.augment import AugmentConfig
 from pipeline.crops import MultiCrop
@@ -34,17 +36,22 @@ class JointRecipe:
     Subclasses add `objective`, its settings, and `makes`, its class.
     """
 
-    backbone: VitConfig | ResnetConfig
+    backbone: VitConfig | SwinConfig | ResnetConfig
     token_size_m: float
     train: TrainConfig
-    pool: Literal["last", "class"] = "last"
-    """What is compared: the mean of the last map, or a vit's class token, then without a norm after the patch projection."""
+    pool: Literal["last", "class", "moments"] = "last"
+    """What is compared: the mean of the last map; a vit's class token, then without a norm after the patch projection; or means
+
+    and deviations of all stages' maps.
+    """
     makes: ClassVar[Any]
 
     def encoder(self, sensors: tuple[SensorSpec, ...]) -> EncoderConfig:
         shape = (self.backbone, self.token_size_m, sensors, self.pool)
         if isinstance(self.backbone, ResnetConfig):
             return EncoderConfig(*shape, stem=ResnetStemConfig())
+        if isinstance(self.backbone, SwinConfig):
+            return EncoderConfig(*shape)
         return EncoderConfig(*shape, hidden="absent", stem=SensorStemConfig(has_norm=self.pool != "class"))
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> nn.Module:
@@ -64,7 +71,8 @@ def small(view: View = Single(), crops: MultiCrop | None = TWO_CROPS) -> dict[st
 
 def in_tiny(recipe: Any) -> Any:
     """Return the same mathematics in half a minute on two CPU cores."""
-    return replace(recipe, backbone=VitConfig(embed_dim=48, depth=2, num_heads=2), train=tiny(recipe.train))
+    backbone = SWIN_TINY if isinstance(recipe.backbone, SwinConfig) else VitConfig(embed_dim=48, depth=2, num_heads=2)
+    return replace(recipe, backbone=backbone, train=tiny(recipe.train))
 
 
 def published_stream(light: float, least: float, crops: MultiCrop | None = TWO_OF_224_PX) -> StreamConfig:

@@ -1,12 +1,14 @@
 """SimCLR: contrastive learning within the batch (Chen et al. 2020, arXiv 2002.05709), with crops or dates as the views."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from jobs.recipes.joint import LARS, JointRecipe, in_tiny, published_stream, small
+from jobs.recipes.masked_images import SWIN_SMALL
 from jobs.recipes.schedules import IMAGENET, published, whole_batch
 from models.objectives.simclr import Simclr, SimclrConfig
 from models.resnet import ResnetConfig
+from pipeline.crops import MultiCrop
 from pipeline.views import SeasonPair, Single, View
 
 KIND = "pretrain"
@@ -26,6 +28,23 @@ def simclr() -> SimclrRecipe:
 def simclr_tiny() -> SimclrRecipe:
     """`simclr` in half a minute on two CPU cores, for tests and first tries."""
     return in_tiny(simclr())
+
+
+def simclr_swin() -> SimclrRecipe:
+    """`simclr` for scenes whose texture tells what they are: a Swin of 20 m tokens, means and deviations of all stages.
+
+    Crops are a quarter of a site of 640 m. Of archives with sensors of many and of few tiles the few are seen more often than in
+    proportion. 700 steps take eleven minutes on two CPU cores. For maps `--token-size-m 40 --global-m 480` is cheaper.
+    """
+    crops = MultiCrop(num_global=2, global_m=320.0, num_local=0)
+    shape = small(crops=crops) | {"backbone": SWIN_SMALL, "token_size_m": 20.0, "pool": "moments"}
+    shape["train"] = replace(shape["train"], share_exponent=0.3)
+    return SimclrRecipe(**shape, objective=SimclrConfig(hidden=256, dim=64, temperature=0.2))
+
+
+def simclr_swin_tiny() -> SimclrRecipe:
+    """`simclr_swin` in half a minute on two CPU cores."""
+    return in_tiny(simclr_swin())
 
 
 def simclr_resnet50() -> SimclrRecipe:

@@ -52,8 +52,6 @@ class StudentRecipe:
     """Sensors that the teacher sees while the student sees one of its own; none: the same one."""
     students: tuple[Size, ...] = ()
     """Further students from the same passes of the teacher, each in RUN/models, by name."""
-    statistics: Literal["batch", "rank"] = "batch"
-    """Over what the teacher's tokens are whitened: the global batch, or each worker's share of it."""
     precomputed: bool = False
     """Read what the teacher makes of each tile from the archive, where 'terraloom embed --into-archive True' put it."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -76,7 +74,6 @@ class StudentRecipe:
             num_prototypes=self.num_prototypes,
             taught_by=self.taught_by,
             others=others,
-            statistics=self.statistics,
         )
         return Distillation(config, teacher, generator)
 
@@ -84,11 +81,10 @@ class StudentRecipe:
 def student() -> StudentRecipe:
     """A dense Swin of 0.75 M parameters: `terraloom distill student TEACHER_RUN ARCHIVE RUN`, about three minutes on two CPU cores.
 
-    Eight and a half times smaller than the `msgfm` recipe's encoder. Each worker whitens its own share, as for the README's table.
+    Eight and a half times smaller than the `msgfm` recipe's encoder.
     """
     return StudentRecipe(
         backbone=_swin("swin"),
-        statistics="rank",
         train=TrainConfig(num_steps=500, optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=30)),
     )
 
@@ -103,7 +99,7 @@ def student_light() -> StudentRecipe:
 
     Of one sensor it keeps its teacher's score in 500 steps (`student_radar --students swin_light`); of four it needs more.
     """
-    return replace(student(), backbone=_swin("swin_light"), relation_weight=1.0, statistics="batch")
+    return replace(student(), backbone=_swin("swin_light"), relation_weight=1.0)
 
 
 def student_light_tiny() -> StudentRecipe:
@@ -143,7 +139,7 @@ def student_aerial_tiny() -> StudentRecipe:
 
 def _of_one(recipe: StudentRecipe, own: str, other: str) -> StudentRecipe:
     train = replace(recipe.train, sensor_sets=((own, other),))
-    return replace(recipe, sensors=(own,), taught_by=(own, other), statistics="batch", train=train)
+    return replace(recipe, sensors=(own,), taught_by=(own, other), train=train)
 
 
 def _tiny(recipe: StudentRecipe) -> StudentRecipe:

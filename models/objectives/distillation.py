@@ -12,7 +12,6 @@ Legend: B samples (dates counted as samples), Y X pixels, y x cells of a stage's
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +43,7 @@ class DistillationConfig:
     """The student, and the weights of what it is taught; balance is its experts'.
 
     taught_by names the sensors that the teacher sees, of which their targets' mean is taken; none: the one that the student sees.
-    others are further students of the same sensors, by name. statistics says over what targets are whitened: the global batch, or
-    the share of it that a rank has.
+    others are further students of the same sensors, by name.
     """
 
     encoder: EncoderConfig
@@ -57,15 +55,6 @@ class DistillationConfig:
     num_prototypes: int = 256
     taught_by: tuple[str, ...] = ()
     others: tuple[tuple[str, EncoderConfig], ...] = ()
-    statistics: Literal["batch", "rank"] = "batch"
-
-    def __post_init__(self) -> None:
-        if self.statistics == "rank" and (self.relation_weight or self.prototype_weight):
-            raise InputError("relations and prototypes compare samples of all ranks, statistics is 'rank'; set statistics to batch")
-
-    @property
-    def is_global(self) -> bool:
-        return self.statistics == "batch"
 
 
 class Pupil(nn.Module):
@@ -143,7 +132,7 @@ class Distillation(Taught):
                 seen, _ = teacher.normalise(tiles, spec)
                 taught = teacher.features(seen, is_valid, sensor).maps
             valid = [at_size(is_valid_cell, part) for part in taught]
-            found.append([(whiten(part, where, self.config.is_global), where) for part, where in zip(taught, valid)])
+            found.append([(whiten(part, where), where) for part, where in zip(taught, valid)])
         return [mean_over_sensors(*zip(*stage)) for stage in zip(*found)]
 
     def _shown(self, batch: Batch, name: str) -> list[str]:
@@ -170,7 +159,7 @@ class Distillation(Taught):
         made, wanted, is_both = stages[-1]
         is_present_B = is_both.any(-1).any(-1)
         grid_B = torch.stack([token_distance(*stage) for stage in stages]).mean(0)
-        pooled_B = torch.stack([pooled_distance(*stage, config.is_global) for stage in stages]).mean(0)
+        pooled_B = torch.stack([pooled_distance(*stage) for stage in stages]).mean(0)
         terms = {"pooled": (pooled_B * is_present_B).mean(), "grid": grid_B.mean(), "balance": learnt.balance}
         loss = config.pooled_weight * terms["pooled"] + config.grid_weight * terms["grid"] + config.balance_weight * learnt.balance
         made_BD, wanted_BD = mean_of_valid(made, is_both), mean_of_valid(wanted, is_both)

@@ -1,7 +1,6 @@
 """What a teacher's maps become before a student is compared with them, and the distances, one function each.
 
-Whatever is a statistic of a batch is one of the global batch: the same on any number of ranks, its gradient too. Whitening and
-spread can be those of the rank's own share instead (`is_global`).
+Whatever is a statistic of a batch is one of the global batch: the same on any number of ranks, its gradient too.
 Legend: B samples of this rank, M of all ranks, y x cells of a map, D width, N tokens, K prototypes.
 """
 
@@ -33,20 +32,15 @@ def coarsened(map_ByxD: Tensor, grid: Sequence[int]) -> Tensor:
     return F.adaptive_avg_pool2d(map_ByxD.permute(0, 3, 1, 2), (grid[0], grid[1])).permute(0, 2, 3, 1)
 
 
-def whiten(map_ByxD: Tensor, is_valid_Byx: Tensor, is_global: bool = True) -> Tensor:
+def whiten(map_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
     """Return the map in float32 with zero mean and unit variance in every direction over the batch's valid cells (ZCA)."""
-    summed = total if is_global else _own
     tokens_ND, weight_N = map_ByxD.float().flatten(0, 2), is_valid_Byx.flatten().float()
-    count = summed(weight_N.sum()).clamp_min(1)
-    centred_ND = tokens_ND - summed((tokens_ND * weight_N[:, None]).sum(0)) / count
-    covariance_DD = summed((centred_ND * weight_N[:, None]).T @ centred_ND) / count
+    count = total(weight_N.sum()).clamp_min(1)
+    centred_ND = tokens_ND - total((tokens_ND * weight_N[:, None]).sum(0)) / count
+    covariance_DD = total((centred_ND * weight_N[:, None]).T @ centred_ND) / count
     variance_D, directions_DD = torch.linalg.eigh(covariance_DD)
     scale_D = (variance_D.clamp_min(0) + SHRINKAGE * variance_D.mean().clamp_min(1e-12)).rsqrt()
     return (centred_ND @ (directions_DD * scale_D) @ directions_DD.T).view_as(map_ByxD)
-
-
-def _own(x: Tensor) -> Tensor:
-    return x
 
 
 def mean_over_sensors(maps: Sequence[Tensor], are_valid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -70,10 +64,10 @@ def token_distance(made_ByxD: Tensor, wanted_ByxD: Tensor, is_valid_Byx: Tensor)
     return (distance_Byx * is_valid_Byx).sum((1, 2)) / is_valid_Byx.sum((1, 2)).clamp_min(1)
 
 
-def pooled_distance(made_ByxD: Tensor, wanted_ByxD: Tensor, is_valid_Byx: Tensor, is_global: bool = True) -> Tensor:
+def pooled_distance(made_ByxD: Tensor, wanted_ByxD: Tensor, is_valid_Byx: Tensor) -> Tensor:
     """Return (B,) float32: smooth L1 of means over valid cells, in units of the wanted means' spread over the batch."""
     made_BD, wanted_BD = (mean_of_valid(part, is_valid_Byx) for part in (made_ByxD, wanted_ByxD))
-    spread_D = (gather(wanted_BD) if is_global else wanted_BD).std(0, correction=0) + SHRINKAGE
+    spread_D = gather(wanted_BD).std(0, correction=0) + SHRINKAGE
     return F.smooth_l1_loss(made_BD / spread_D, wanted_BD / spread_D, reduction="none").mean(-1)
 
 

@@ -3,7 +3,8 @@
 Drakonakis et al., "OmbriaNet", IEEE JSTARS 2022. 8-bit stretched PNGs without georeference or dates, 256 x 256 px at 10 m
 (`--site-size-m 640` or 2560); same name in every folder = same place. Either one set of folders or several sets side by
 side (train/, event_x/). Where one of the sets is called train, the others are for testing and a fifth of it is 'val'; else places
-are split by the hashes of their names. The files do not tell which places are neighbours.
+are split by hashes. The files do not tell which places are neighbours, but numbers near each other often are: runs of 25 stay
+together, for a random val would be the ground that was trained on. A single set of fewer than three runs is split place by place.
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.shard import Tile
 from pipeline.splits import hold_out, split_places
 
 LABELS = {"flooded_fraction": Label("fraction", "site"), "flooded": Label("map", "site", ("dry", "flooded"))}
+RUN_LENGTH = 25
 FOLDERS = {"ombria_sar": ("s1_before", "s1_after"), "ombria_optical": ("s2_before", "s2_after")}
 
 
@@ -43,7 +45,15 @@ def places(folder: str) -> dict[str, str]:
 def splits(folder: str, found: dict[str, str]) -> dict[str, str]:
     """Return the split of each place: events beside the set 'train' are held out whole."""
     stated = {place: "train" if place.startswith("train/") else "test" for place in found}
-    return hold_out(stated) if len(set(stated.values())) == 2 else split_places(found)
+    if len(set(stated.values())) == 2:
+        return hold_out(stated, _run_of)
+    return split_places(found, _run_of if len(set(map(_run_of, found))) >= 3 else str)
+
+
+def _run_of(place: str) -> str:
+    """Return the run of neighbouring numbers that a place is in, '<set>/<first number>'; itself where its name is no number."""
+    name = Path(place)
+    return str(name.parent / str(int(name.name) // RUN_LENGTH * RUN_LENGTH)) if name.name.isdigit() else place
 
 
 def tiles(place: str, mask: str, grid: Grid) -> list[Tile]:

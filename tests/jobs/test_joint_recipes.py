@@ -9,6 +9,7 @@ from tyro.conf import AvoidSubcommands, OmitArgPrefixes
 
 from jobs.recipes import recipes
 from jobs.recipes.joint import JointRecipe
+from models.batch import Batch, Tiles
 from models.sensor import SensorSpec
 
 RGB = SensorSpec("rgb", "passive", "digital_number", "1", 10.0, ("r", "g", "b"), (None,) * 3, (0.4,) * 3, (0.2,) * 3)
@@ -48,6 +49,29 @@ def test_published_settings(name: str) -> None:
     assert train.num_steps == epochs * train.checkpoint_every
     if not name.startswith("dino"):
         assert train.lanes == train.most
+
+
+def test_a_swin_is_pooled_to_moments_and_learns() -> None:
+    """Two crops of one tile are told from other tiles' after a few steps."""
+    recipe, generator = JOINT["simclr_swin_tiny"], torch.Generator().manual_seed(0)
+    model = recipe.build((RGB,), generator)
+    assert (model.encoder.config.pool, recipe.train.share_exponent) == ("moments", 0.3)
+    level, losses = torch.linspace(-1, 1, 8).view(8, 1, 1, 1, 1), []
+    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(12):
+        crops = [level + torch.randn(8, 1, 3, 32, 32, generator=generator) * 0.3 for _ in range(2)]
+        views = [Batch({"rgb": tiles(pixels * 0.2 + 0.4)}, torch.full((8, 2), torch.nan)) for pixels in crops]
+        loss = model(Batch(views[0].tiles, views[0].lonlat, 0, tuple(views)), generator)["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def tiles(pixels: torch.Tensor) -> Tiles:
+    is_valid, days = torch.ones(len(pixels), 1, *pixels.shape[-2:], dtype=torch.bool), torch.zeros(len(pixels), 1)
+    return Tiles(pixels, is_valid, days == 0, days.double(), RGB.bands, RGB.unit, RGB.gsd_m)
 
 
 @pytest.mark.parametrize("kind", sorted({type(recipe) for recipe in JOINT.values()}, key=lambda kind: kind.__name__))

@@ -39,6 +39,12 @@ def test_a_run_keeps_its_plan_while_the_archive_grows(archive: Archive, tmp_path
     assert counts_of_run(Run(str(tmp_path / "new"), "pretrain"), source, ())[SET][1].tolist() == [5, 7, 20]
 
 
+@pytest.mark.parametrize(("exponent", "expected"), [(1.0, [900, 100]), (0.5, [750, 250]), (0.0, [500, 500])])
+def test_rare_sensor_sets_are_seen_more_often_than_in_proportion(exponent: float, expected: list[int]) -> None:
+    counts = {("often",): (["a"], np.array([900])), ("rare",): (["a"], np.array([100]))}
+    assert plan_of(counts, 2, 3, 2, seed=0, share_exponent=exponent).taken(1000) == expected
+
+
 def test_a_shard_is_looked_up_as_it_was_first_seen(archive: Archive) -> None:
     """Within one source; another source looks again."""
     source = SampleSource(archive, Single())

@@ -6,6 +6,7 @@ import torch
 from models.batch import Batch, Tiles
 from models.dense_head import DenseHead, PixelHead, compared
 from models.encoder import Encoder, EncoderConfig
+from models.errors import InputError
 from models.resnet import ResnetConfig
 from models.sensor import SensorSpec
 from models.swin import SwinConfig
@@ -87,14 +88,40 @@ def test_with_pixels_edges_are_finer_than_a_cell() -> None:
     truth = torch.randint(2, (8, 16, 16), generator=generator)
     pixels = {"radar": torch.stack([torch.zeros(8, 1, 16, 16), truth[:, None] * 2.0 - 1], 1)}
     maps = {"radar": [torch.randn(8, 2, 4, 4, 6, generator=generator)]}
-    inner = DenseHead({"radar": [6]}, {"radar": 2}, PixelHead.DETAIL, 4, 8, generator)
-    head = PixelHead(inner, {"radar": 1}, {"radar": 2}, 2, generator)
+    inner = DenseHead({"radar": [6]}, {"radar": 2}, PixelHead.DETAIL, 2, 8, generator)
+    head = PixelHead(inner, {"radar": (2, 1)}, 16, 2, generator)
     optimiser = torch.optim.AdamW(head.parameters(), 1e-2)
     for _ in range(60):
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(head(maps, pixels), truth).backward()
         optimiser.step()
     assert (head(maps, pixels).argmax(1) == truth).float().mean() > 0.97
+
+
+def test_heads_answer_without_one_of_their_sensors() -> None:
+    """What is not given adds nothing: as if it were there at 0."""
+    generator, both = torch.Generator().manual_seed(9), ("fine", "coarse")
+    maps = {name: [torch.randn(3, 2, 4, 4, 6, generator=generator)] for name in both}
+    pixels = {"fine": torch.randn(3, 2, 1, 16, 16, generator=generator), "coarse": torch.randn(3, 2, 3, 8, 8, generator=generator)}
+    inner = DenseHead({name: [6] for name in both}, dict.fromkeys(both, 2), PixelHead.DETAIL, 2, 8, generator)
+    head = PixelHead(inner, {name: pixels[name].shape[1:3] for name in both}, 16, 2, generator)
+    for name in both:
+        seen = {name: maps[name]}, {name: pixels[name]}
+        assert head(*seen).shape == (3, 2, 16, 16)
+        other = {n: pixels[n] * (n == name) for n in both}
+        assert torch.allclose(head(seen[0], other), head(*seen), atol=1e-5)
+        assert not torch.allclose(head(maps, pixels), head(*seen), atol=1e-2)
+    pooled = {name: torch.randn(3, 2, 4, generator=generator) for name in both}
+    linear = PooledHead(4, dict.fromkeys(both, 2), 1)
+    torch.nn.init.normal_(linear.linear.weight, generator=generator)
+    nothing = {"fine": pooled["fine"], "coarse": torch.zeros(3, 2, 4)}
+    assert torch.allclose(linear({"fine": pooled["fine"]}), linear(nothing))
+
+
+def test_odd_maps_have_no_blocks() -> None:
+    inner = DenseHead({"radar": [6]}, {"radar": 1}, PixelHead.DETAIL, 1, 8)
+    with pytest.raises(InputError, match="15 pixels a side, expected blocks of 2; use the protocol decoder"):
+        PixelHead(inner, {"radar": (1, 1)}, 15, 2)
 
 
 @pytest.mark.parametrize("kind", BACKBONES)

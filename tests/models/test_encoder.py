@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from models import Batch, Encoder, Tiles
@@ -55,6 +56,26 @@ def test_stages_can_be_pooled(make_config: MakeConfig, make_batch: Make, specs: 
     assert config.pooled_width == pooled.shape[-1] == 8 + 16
     last = lively(make_config(), torch.Generator().manual_seed(7)).encode(batch)["radar"].pooled
     torch.testing.assert_close(pooled[..., 8:], last)
+
+
+def test_moments_are_means_and_deviations_of_valid_ground(
+    make_config: MakeConfig, make_batch: Make, specs: Specs, generator: torch.Generator
+) -> None:
+    config = replace(make_config(), pool="moments")
+    encoder, batch = lively(config, generator), make_batch(specs["radar"])
+    tiles = batch.tiles["radar"]
+    tiles.is_valid[0, :, :, : tiles.is_valid.shape[-1] // 2] = False
+    seen = Batch({"radar": replace(tiles, pixels=tiles.pixels.where(tiles.is_valid[:, :, None], torch.nan))}, batch.lonlat)
+    pooled = encoder.encode(seen)["radar"].pooled.flatten(0, 1)
+    features, is_valid = encoder.eval().examined(seen.tiles["radar"], "radar", seen.lonlat)
+    assert not is_valid[0].all()
+    first, last = (m.detach() for m in (F.layer_norm(features.maps[0], features.maps[0].shape[-1:]), features.maps[-1]))
+    finer = is_valid.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    parts = [[m[v] for m, v in zip(found, valid)] for found, valid in ((first, finer), (last, is_valid))]
+    means = [torch.stack([m.mean(0) for m in part]) for part in parts]
+    spreads = [torch.stack([m.std(0, correction=0) for m in part]) for part in parts]
+    assert config.pooled_width == pooled.shape[-1] == 2 * (8 + 16)
+    torch.testing.assert_close(pooled, torch.cat([*means, *spreads], -1), atol=2e-3, rtol=1e-3)
 
 
 def test_encode_follows_a_permuted_batch(encoder: Encoder, make_batch: Make, specs: Specs) -> None:

@@ -33,7 +33,7 @@ def answered(question: Question, outputs: Outputs, **settings: float) -> Answer:
 def thresholded(question: Question, probability: Callable[[np.ndarray, bool], np.ndarray], **settings: float) -> Answer:
     """Return the answer of probabilities of change (N, Y, X), from the threshold on that is best on val."""
     val = [probability(chosen, False) for chosen in batches(question.val)]
-    threshold = _training.best_threshold(question, np.concatenate(val)) if val else 0.5
+    threshold = _training.best_threshold(question, np.concatenate(val))[0] if val else 0.5
     return judged(
         question, lambda chosen: (probability(chosen, True) >= threshold).astype(np.uint8), threshold=threshold, **settings
     )

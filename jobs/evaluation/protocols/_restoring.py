@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.batches import to_tiles
 from jobs.evaluation.cell import Answer
 from jobs.evaluation.pan_sharpening import PanSharpening
+from jobs.evaluation.protocols._fitting import optimised
 from jobs.evaluation.question import Question
 from jobs.evaluation.restored import Example, Reader
 from jobs.evaluation.sharpening import Pair
@@ -31,22 +32,16 @@ def trained(question: Question, groups: Callable[[Restorer], list[dict[str, Any]
     specs = [encoder.spec(name) for name in question.samples.sensors]
     widths = [encoder.config.backbone.width(stage) for stage in range(encoder.config.backbone.num_stages)]
     model = Restorer(encoder, RestorationDecoder(specs, specs[0], widths, generator=generator), specs[0], is_frozen)
-    chosen_groups = groups(model)
-    optimiser = torch.optim.AdamW(chosen_groups, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [group["lr"] for group in chosen_groups], total_steps=steps)
     size = min(BATCH_SIZE, question.training.batch_size, len(question.train))
-    model.train()
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         example = reader.example(rng.choice(question.train, size, replace=False))
         example = example.turned(rng.integers(8, size=size)) if question.training.augment else example
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs, balance = model(*tensors(example), generator)
-        loss = model.loss(outputs.float(), tensor(example.truth), tensor(example.is_valid))
-        optimiser.zero_grad()
-        (loss + balance).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        outputs, balance = model(*tensors(example), generator)
+        return model.loss(outputs.float(), tensor(example.truth), tensor(example.is_valid)) + balance
+
+    for _ in optimised(model, groups(model), steps, WEIGHT_DECAY, loss):
+        pass
     return model.eval()
 
 

@@ -59,13 +59,13 @@ def class_weights(question: Question) -> Tensor | None:
     return torch.from_numpy(weight / weight.mean()).float()
 
 
-def best_threshold(question: Question, probability: np.ndarray) -> float:
-    """Return the probability from which pixels of val (N, Y, X) best count as changed, by the F1 of all of them."""
+def best_threshold(question: Question, probability: np.ndarray) -> tuple[float, float]:
+    """Return the probability from which pixels of val (N, Y, X) best count as changed, and the F1 of all of them then."""
     truth, place = question.label_task.targets(question.samples, question.val), question.samples.place[question.val]
     if not (truth.classes[truth.is_labelled] == 1).any():
-        return 0.5
+        return 0.5, -np.inf
     scores = []
     for threshold in THRESHOLDS:
         counts = counts_of(truth.classes, (probability >= threshold).astype(np.uint8), truth.is_labelled, 2)
         scores.append(np.nan_to_num(Changed(place, counts, question.task.classes).scores()["F1"]))
-    return float(THRESHOLDS[int(np.argmax(scores))])
+    return float(THRESHOLDS[int(np.argmax(scores))]), float(np.max(scores))

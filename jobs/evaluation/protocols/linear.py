@@ -1,8 +1,9 @@
-"""Linear probe: logistic regression by L-BFGS, for fractions ridge regression, on whitened features; the strength chosen on val.
+"""Linear probe: logistic regression by L-BFGS, for fractions ridge regression; strength and whitening chosen on val.
 
-Features are standardised, then whitened on at most 128 principal components. Whitening matters: masked modelling leaves most
-variance in a few directions (effective rank 15 of 336 on the demo), and without it the penalty hides the rest (0.68 instead of
-0.79 accuracy there, and the solver needs a hundred times longer). Several classes a sample: one regression each.
+Features are standardised, then left so or whitened on at most 128 principal components. After masked modelling most variance
+lies in a few directions (effective rank 15 of 336 on the demo), and without whitening the penalty hides the rest (0.68 instead
+of 0.79 accuracy there); of few samples whitening makes noise as large as what tells classes apart (RSSCN7, docs/benchmarks.md).
+Several classes a sample: one regression each.
 """
 
 import warnings
@@ -29,18 +30,27 @@ Predict = Callable[[np.ndarray], np.ndarray]
 def answer(question: Question) -> Answer:
     train, val, test = _probe.parts(question)
     metric = question.task.metric
-    strength, predict = probe(question.task.kind, train, val, lambda found: _probe.judged(question, val, found).scores()[metric])
-    return _probe.answer(question, test, predict(test.vectors), strength=strength)
+    chosen, predict = probe(question.task.kind, train, val, lambda found: _probe.judged(question, val, found).scores()[metric])
+    return _probe.answer(question, test, predict(test.vectors), **chosen)
 
 
-def probe(kind: str, train: _probe.Part, val: _probe.Part, score: Callable[[np.ndarray], float]) -> tuple[float, Predict]:
-    """Return the strength whose answers to `val` have the best score, and what makes answers of standardised vectors."""
+def probe(
+    kind: str, train: _probe.Part, val: _probe.Part, score: Callable[[np.ndarray], float]
+) -> tuple[dict[str, float], Predict]:
+    """Return the settings whose answers to `val` have the best score, and what makes answers of standardised vectors.
+
+    Of equal ones the stronger penalty, and whitened vectors.
+    """
     whitening = PCA(min(MAX_COMPONENTS, *train.vectors.shape), whiten=True, svd_solver="full").fit(train.vectors)
-    seen, held = whitening.transform(train.vectors), whitening.transform(val.vectors)
-    fitted = [(strength, fit(kind, seen, train.labels, strength)) for strength in STRENGTHS]
-    scores = [np.nan_to_num(score(predict(held)), nan=-np.inf) for _, predict in fitted]
-    strength, best = fitted[int(np.argmax(scores))]
-    return float(strength), lambda vectors: best(whitening.transform(vectors))
+    views = {True: whitening.transform, False: np.asarray}
+    tried: list[tuple[float, bool, float, Predict]] = []
+    for is_whitened, seen in views.items():
+        vectors, held = seen(train.vectors), seen(val.vectors)
+        for strength in map(float, STRENGTHS):
+            predict = fit(kind, vectors, train.labels, strength)
+            tried.append((float(np.nan_to_num(score(predict(held)), nan=-np.inf)), is_whitened, strength, predict))
+    _, is_whitened, strength, best = max(tried, key=lambda found: found[0])
+    return {"strength": strength, "whitened": is_whitened}, lambda vectors: best(views[is_whitened](vectors))
 
 
 def fit(kind: str, vectors: np.ndarray, labels: np.ndarray, strength: float) -> Predict:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from jobs.evaluation.cell import Answer
-from jobs.evaluation.protocols import decoder
-from jobs.evaluation.protocols._maps import answered
+from jobs.evaluation.protocols._fitting import WHOLE, View
+from jobs.evaluation.protocols.decoder import Shown, head_of, side_px, trained
 from jobs.evaluation.question import Question
 from jobs.evaluation.task import DENSE
 from jobs.evaluation.tiles import TileReader
@@ -22,30 +22,27 @@ ROLE = "maps"
 
 def answer(question: Question) -> Answer:
     torch.set_num_threads(1)
-    maps, pixels = question.maps(question.train), _pixels(question, question.train, False)
-    generator, outputs = torch.Generator().manual_seed(question.seed), len(question.label_task.classes)
-    inner = decoder.head_of(maps, decoder.side_px(question), PixelHead.DETAIL, generator)
-    decoder.standardise(inner, maps, question.seed)
-    bands = {name: found.shape[2] for name, found in pixels.items()}
-    dates = {name: found.shape[1] for name, found in pixels.items()}
-    head = PixelHead(inner, bands, dates, outputs, generator)
-    decoder.trained(
-        question, head, lambda batch: head(decoder.tensors(maps, batch), {n: found[batch] for n, found in pixels.items()})
-    )
-
-    def answers(chosen: np.ndarray, is_test: bool) -> Tensor:
-        seen = decoder.tensors(question.maps(chosen, is_test), np.arange(len(chosen)))
-        return decoder.given(lambda: head(seen, _pixels(question, chosen, is_test)))
-
-    return answered(question, answers)
+    maps, pixels, generator = Shown(question), _Pixels(question), torch.Generator().manual_seed(question.seed)
+    inner = head_of(maps.some(), side_px(question) // PixelHead.BLOCK, PixelHead.DETAIL, generator)
+    inner.standardise(maps.some())
+    shapes = {name: found.shape[1:3] for name, found in pixels(question.train[:1], False).items()}
+    head = PixelHead(inner, shapes, side_px(question), len(question.task.classes), generator)
+    return trained(question, head, lambda *asked: head(maps(*asked), pixels(*asked)))
 
 
-def _pixels(question: Question, chosen: np.ndarray, is_test: bool) -> dict[str, Tensor]:
-    """Return sensor -> (N, T, C, Y, X), pixels as the encoder normalises them."""
-    encoder = question.contender.encoder(question.seed)
-    reader = TileReader(question.task.archive, question.samples, question.perturbation if is_test else None)
-    batch = reader.batch(chosen)
-    return {
-        name: encoder.normalise(tiles, encoder.spec(name))[0].unflatten(0, tiles.is_present.shape)
-        for name, tiles in batch.tiles.items()
-    }
+class _Pixels:
+    """Pixels as the encoder normalises them, sensor -> (B, T, C, Y, X)."""
+
+    def __init__(self, question: Question) -> None:
+        archive, samples = question.task.archive, question.samples
+        self._encoder = question.contender.encoder(question.seed)
+        self._reader = TileReader(archive, samples)
+        self._disturbed = TileReader(archive, samples, question.perturbation)
+
+    def __call__(self, chosen: np.ndarray, is_test: bool, view: View = WHOLE) -> dict[str, Tensor]:
+        batch = (self._disturbed if is_test else self._reader).batch(chosen, view.symmetries)
+        return {
+            name: self._encoder.normalise(tiles, self._encoder.spec(name))[0].unflatten(0, tiles.is_present.shape)
+            for name, tiles in batch.tiles.items()
+            if view.shows(name)
+        }

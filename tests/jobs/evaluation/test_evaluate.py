@@ -24,6 +24,7 @@ from pipeline.archive import Archive
 from tests.jobs.evaluation.conftest import LABELS, write_model
 
 QUICK = ("--decoder-steps", "30", "--finetune-steps", "8", "--batch-size", "8", "--learning-rate", "0.01")
+EVERY = ("--protocols", "linear", "sgd", "decoder", "pixel_decoder", "finetune", "--seeds", "1", "--ignore", "clutter")
 
 
 def evaluate(*arguments: str) -> tuple[int, str, str]:
@@ -42,8 +43,7 @@ def summary_of(*arguments: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def everything(model: str, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("everything") / "run"
-    protocols = ("--protocols", "linear", "sgd", "decoder", "finetune", "--seeds", "1", "--ignore", "clutter")
-    summary_of("all", model, str(run), *protocols, *QUICK)
+    summary_of("all", model, str(run), *EVERY, *QUICK)
     return run
 
 
@@ -60,8 +60,8 @@ def test_every_kind_is_answered_with_all_its_baselines(table: pd.DataFrame) -> N
         "binary": {"linear", "sgd", "finetune"},
         "multilabel": {"linear", "sgd", "finetune"},
         "fraction": {"linear", "sgd", "finetune"},
-        "segmentation": {"decoder", "finetune", "forest"},
-        "change": {"decoder", "finetune", "forest", "change_vector"},
+        "segmentation": {"decoder", "pixel_decoder", "finetune", "forest"},
+        "change": {"decoder", "pixel_decoder", "finetune", "forest", "change_vector"},
     }
     for kind, rows in table.groupby("kind"):
         assert set(rows["protocol"]) == expected[str(kind)]
@@ -78,6 +78,9 @@ def test_what_can_be_told_from_pixels_is_told(table: pd.DataFrame) -> None:
     assert best["water"] > 0.7
     assert best["flood"] > 0.9
     assert table.query("task == 'flood' and protocol == 'decoder'")["score"].max() > 0.5
+    assert table.query("task == 'flood' and protocol == 'pixel_decoder'")["score"].max() > 0.7
+    stopped = table[table["protocol"].isin(["decoder", "pixel_decoder", "finetune"])]["settings"].map(json.loads)
+    assert all(1 <= found["stopped_at"] <= found["decoder_steps"] for found in stopped)
 
 
 def test_rows_say_where_their_numbers_come_from(table: pd.DataFrame, told: Archive, everything: Path) -> None:
@@ -112,8 +115,7 @@ def test_maps_leave_pictures_beside_their_rows(table: pd.DataFrame, everything: 
 
 def test_a_finished_run_is_only_reported(everything: Path, model: str) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (everything / "cells").iterdir()}
-    protocols = ("--protocols", "linear", "sgd", "decoder", "finetune", "--seeds", "1", "--ignore", "clutter")
-    summary = summary_of("all", model, str(everything), *protocols, *QUICK)
+    summary = summary_of("all", model, str(everything), *EVERY, *QUICK)
     assert summary["failed"] == 0
     assert summary["cells"] * 2 == len(before)
     assert before == {path.name: path.stat().st_mtime_ns for path in (everything / "cells").iterdir()}

@@ -60,9 +60,19 @@ def test_ombria_holds_out_events_beside_the_training_set() -> None:
     found = ombria.splits("", places)
     assert found.keys() == places.keys()
     assert {place for place, split in found.items() if split == "test"} == {p for p in places if not p.startswith("train/")}
-    assert 2 <= sum(split == "val" for split in found.values()) <= 16
+    assert 2 <= sum(split == "val" for split in found.values()) <= 25
     alone = ombria.splits("", {place: "" for place in places if place.startswith("train/")})
     assert set(alone.values()) == {"train", "val", "test"}
+
+
+def test_ombria_keeps_runs_of_neighbours_together() -> None:
+    numbers = {f"train/{n:04d}": "" for n in range(1, 800, 8)}
+    for found in (ombria.splits("", numbers), ombria.splits("", numbers | {"event_x/1": ""})):
+        runs: dict[int, set[str]] = {}
+        for place in numbers:
+            runs.setdefault(int(place.removeprefix("train/")) // 25, set()).add(found[place])
+        assert all(len(splits) == 1 for splits in runs.values())
+        assert {"train", "val"} <= set.union(*runs.values())
 
 
 def write_patches(folder: Path, pixels: np.ndarray, bands: list[str]) -> Path:
