@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from jobs import data_commands, model_commands
+from jobs import data_commands, model_commands, sweep_commands
 from models.errors import InputError as ModelInputError
 from pipeline.errors import InputError, RunFailed
 
@@ -28,6 +28,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   evaluate   TASK MODEL_RUN RUN                compare models on labels, beside baselines
   embed      MODEL_RUN ARCHIVE|RASTER OUT      embeddings of an archive's tiles, or of an image of any size
   embed      search INDEX --like WHAT          what lies in an embedded archive or image and looks alike
+  sweep      PLAN ARCHIVE RUN                  many runs of one plan: scaling laws, objectives at equal budgets
   report     RUN...                            one HTML page about runs
   sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
   submit     [--address URL] JOB ...           run a job on a Ray cluster through its job server
@@ -53,7 +54,7 @@ def _submit(arguments: list[str]) -> dict[str, Any]:
     return submit(arguments, address)
 
 
-JOBS = {**data_commands.COMMANDS, **model_commands.COMMANDS, "submit": _submit}
+JOBS = {**data_commands.COMMANDS, **model_commands.COMMANDS, **sweep_commands.COMMANDS, "submit": _submit}
 
 
 def main(arguments: list[str] | None = None) -> None:
