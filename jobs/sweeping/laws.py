@@ -141,9 +141,7 @@ def words(laws: Sequence[LossLaw], joint: dict[str, Any], downstream: dict[str, 
             for symbol, field in (("E", "floor"), ("alpha", "size_exponent"), ("beta", "data_exponent"))
         )
         errors = [abs(one["error"]) for one in law.forecasts]
-        held = (
-            f"the largest runs, held out, are forecast to {max(errors):.1%}" if errors else "without the largest runs there is none"
-        )
+        held = f"the largest runs, held out, are forecast to {max(errors):.1%}" if errors else "without the largest there is no law"
         said.append(f"{law.name}: {', '.join(numbers)}, residuals of {law.fit.noise:.1%}; {held}.")
     if "reason" in joint:
         said.append(f"All sensors together: not identifiable, {joint['reason']}.")

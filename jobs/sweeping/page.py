@@ -36,8 +36,8 @@ def write(run: Run, plan: Plan, findings: Findings, rows: pd.DataFrame, notes: S
         f"<p class=note>{len(rows)} runs, {rows['cpu_seconds'].sum() / 60:.1f} CPU-minutes, "
         f"{rows['counted_flops'].sum() / 1e12:.3g} TFLOP counted. One line a run: cells.parquet.</p>",
     ]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(plan.name)}</title><style>{STYLE}</style>{''.join(parts)}</html>"
-    storage.write_bytes(run.path(FILE), page.encode())
+    head = f"<meta charset=utf-8><title>{html.escape(plan.name)}</title><style>{STYLE}</style>"
+    storage.write_bytes(run.path(FILE), f"<!doctype html><html lang=en>{head}{''.join(parts)}</html>".encode())
 
 
 def _list(sentences: Sequence[str]) -> str:

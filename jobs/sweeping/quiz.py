@@ -141,7 +141,7 @@ def _date(arrays: SensorArrays, date: int) -> SensorArrays:
 
 def to_bytes(answers: dict[str, Answers]) -> bytes:
     """Return answers as .npz, to be read by `from_bytes`."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, found in answers.items():
         arrays[f"{name}/kind"] = np.array(type(found.outcome).__name__)
         arrays |= {f"{name}/{field.name}": np.asarray(getattr(found.outcome, field.name)) for field in fields(found.outcome)}

@@ -44,9 +44,9 @@ def rate_rule(rows: pd.DataFrame, name: str, asked: tuple[float, ...]) -> RateRu
     regret = {}
     for exponent in asked:
         losses = []
-        for width, (rates, loss) in curves.items():
+        for width, curve in curves.items():
             given = best[middle][0] * (middle / width) ** exponent
-            losses.append(_at(rates, loss, given) / _at(rates, loss, best[width][0]) - 1)
+            losses.append(_at(*curve, given) / _at(*curve, best[width][0]) - 1)
         regret[exponent] = float(np.mean(losses))
     rates = {width: found for width, (found, _) in best.items()}
     inside = {width: is_inside for width, (_, is_inside) in best.items()}
