@@ -39,7 +39,7 @@ class SweepConfig:
     labels: tuple[str, ...] = ()
     """Labels of the archive that a linear probe is asked about after each run; none: all that it can answer."""
     probe_samples: int = 400
-    """Of each split and sensor, at most."""
+    """Of each split and sensor, at most; 0: no probe."""
     held_out_samples: int = 768
     """Of the val split, for the held-out loss; each as often as they come round."""
     cell_cpus: float = 1.0
@@ -53,8 +53,8 @@ class SweepConfig:
     """Say how large every run would be, and start none."""
 
     def __post_init__(self) -> None:
-        if min(self.probe_samples, self.held_out_samples) < 1:
-            raise InputError("probe_samples and held_out_samples must be at least 1")
+        if self.probe_samples < 0 or self.held_out_samples < 1:
+            raise InputError(f"probe_samples {self.probe_samples}, held_out_samples {self.held_out_samples} expected >= 0, >= 1")
         if self.cell_cpus <= 0 or self.cell_gpus < 0 or self.at_once < 0:
             found = f"cell_cpus {self.cell_cpus:g}, cell_gpus {self.cell_gpus:g}, at_once {self.at_once}"
             raise InputError(f"a sweep has {found}, expected > 0, >= 0, >= 0")
@@ -67,8 +67,9 @@ def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> di
     if config.dry_run:
         return explain(plan, archive_url)
     run = Run(run_url, "sweep")
-    ledger, asked = Ledger(run.url), Asked(config.labels, config.probe_samples, config.held_out_samples, config.workers)
-    if not quizzes(archive, config.labels, config.probe_samples):
+    ledger = Ledger(run.url)
+    asked = Asked(config.labels, config.probe_samples, config.held_out_samples, plan.finding == "arms", config.workers)
+    if config.probe_samples and not quizzes(archive, config.labels, config.probe_samples):
         run.event("no_probe", because=f"'{archive_url}' has no label that a probe can answer in every split")
     run.begin(asked, {"plan": plan.name, "archive": archive_url, "digest": archive.digest()})
     connect()

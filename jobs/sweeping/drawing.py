@@ -48,7 +48,6 @@ def downstream(rows: pd.DataFrame, statistics: float | None) -> Figure:
     for size, colour in zip(sizes, _shades(len(sizes))):
         of = rows[rows["backbone_parameters"] == size]
         axis.plot(of["flops"] / 1e12, of["probe"], "o", color=colour, markersize=4, label=f"N = {size:,.0f}")
-    axis.axhline(rows["probe/untrained"].mean(), color="#9aa7b5", linestyle="--", linewidth=1, label="before training (mean)")
     if statistics is not None:
         axis.axhline(statistics, color="#5b6770", linestyle=":", linewidth=1.4, label="image statistics")
     axis.set(xscale="log", xlabel="TFLOP", ylabel="linear probe, mean over sensors")

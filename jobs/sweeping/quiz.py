@@ -84,14 +84,16 @@ class _Part:
 
 
 def quizzes(archive: Archive, labels: Sequence[str], num_samples: int) -> list[Quiz]:
-    """Return a quiz for each of `labels` (none: all that a probe can answer) and sensor, of `num_samples` of each split at most.
+    """Return a quiz for each of `labels` (none: all that a probe can answer) and sensor, of `num_samples` of each split at most; 0: none.
 
     Raise InputError for a label that the archive lacks or has too few samples of; unnamed ones are then left out.
     """
     for name in labels:
         if name not in archive.labels:
             raise InputError(f"label '{name}' is not in '{archive.url}' (has {', '.join(sorted(archive.labels)) or 'none'})")
-    found = []
+    found: list[Quiz] = []
+    if not num_samples:
+        return found
     for name in labels or sorted(archive.labels):
         task = label_task(archive, name)
         if task.kind == "segmentation":

@@ -19,29 +19,22 @@ Setting = tuple[str, Any]
 
 
 def changed(config: Any, settings: Sequence[Setting]) -> Any:
-    """Return `config` with every setting, in order; a mapping changes what it names and leaves the rest.
+    """Return `config` with all of the settings at once, a later one before an earlier one of the same path.
 
-    A mapping with a `kind` (or where nothing stands yet) is a new value: of a dataclass with that `kind`, or of that name.
+    A mapping changes what it names and leaves the rest; with a `kind` (or where nothing stands yet) it is a new value: of the
+    dataclass with that `kind`, or of that name.
     """
+    nested: dict[str, Any] = {}
     for path, value in settings:
-        config = _changed(config, path.split("."), value, path)
-    return config
-
-
-def _changed(config: Any, names: list[str], value: Any, path: str) -> Any:
-    known = [field.name for field in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
-    if names[0] not in known:
-        has = f"has {', '.join(known)}" if known else "has no settings of its own"
-        raise InputError(f"setting '{path}' names '{names[0]}', which {type(config).__name__} lacks ({has}){hint(names[0], known)}")
-    own = getattr(config, names[0])
-    if len(names) > 1:
-        new = _changed(own, names[1:], value, path)
-    else:
-        new = _typed(typing.get_type_hints(type(config))[names[0]], own, value, path)
-    try:
-        return dataclasses.replace(config, **{names[0]: new})
-    except ModelInputError as error:
-        raise InputError(f"setting '{path}': {error}") from None
+        *outer, last = path.split(".")
+        part = nested
+        for name in outer:
+            part = part.setdefault(name, {})
+            if not isinstance(part, dict):
+                raise InputError(f"setting '{path}' is inside '{name}', which another setting makes {part!r}; give one of them")
+        both = isinstance(value, dict) and isinstance(part.get(last), dict)
+        part[last] = part[last] | value if both else value
+    return _made(type(config), config, nested, "")
 
 
 def _typed(kind: Any, own: Any, value: Any, path: str) -> Any:
@@ -85,12 +78,16 @@ def _mapping(kind: Any, own: Any, value: dict[str, Any], path: str) -> Any:
 def _made(kind: Any, own: Any, value: dict[str, Any], path: str) -> Any:
     """Return `own` with all of `value` changed at once, or without it a new `kind`."""
     hints, known = typing.get_type_hints(kind), [field.name for field in dataclasses.fields(kind)]
-    if unknown := [name for name in value if name not in known]:
-        raise InputError(
-            f"setting '{path}' names '{unknown[0]}', which {kind.__name__} lacks (has {', '.join(known)}){hint(unknown[0], known)}"
-        )
-    typed = {name: _typed(hints[name], getattr(own, name, None), part, f"{path}.{name}") for name, part in value.items()}
+    for name in value:
+        if name not in known:
+            has = f"{kind.__name__} lacks (has {', '.join(known)}){hint(name, known)}"
+            raise InputError(f"setting '{_inside(path, name)}' names '{name}', which {has}")
+    typed = {name: _typed(hints[name], getattr(own, name, None), part, _inside(path, name)) for name, part in value.items()}
     try:
         return kind(**typed) if own is None else dataclasses.replace(own, **typed)
     except (ModelInputError, TypeError) as error:
-        raise InputError(f"setting '{path}': {error}") from None
+        raise InputError(f"settings {', '.join(_inside(path, name) for name in value)}: {error}") from None
+
+
+def _inside(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

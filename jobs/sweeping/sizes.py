@@ -108,16 +108,16 @@ def sizes_of(cell: Cell, archive_url: str, teacher: Cell | None = None, seconds_
 def sized(recipe: Any, sizes: Sizes, workers: str) -> Any:
     """Return the recipe as a cell of these sizes runs it."""
     every = max(1, sizes.steps // CHECKPOINTS)
-    settings = (
-        ("train.num_steps", sizes.steps),
-        ("train.workers", workers),
-        ("train.optimiser.warmup_steps", sizes.warmup_steps),
-        ("train.checkpoint_every", every),
-        ("train.keep_every", 0),
-        ("train.keep_last", 1),
-        ("train.health_every", max(1, sizes.steps // LOOKS)),
-    )
-    return changed(recipe, settings)
+    train = {
+        "num_steps": sizes.steps,
+        "workers": workers,
+        "optimiser": {"warmup_steps": sizes.warmup_steps},
+        "checkpoint_every": every,
+        "keep_every": 0,
+        "keep_last": 1,
+        "health_every": max(1, sizes.steps // LOOKS),
+    }
+    return changed(recipe, [("train", train)])
 
 
 def as_facts(sizes: Sizes) -> dict[str, Any]:

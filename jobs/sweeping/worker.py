@@ -38,11 +38,15 @@ SPEED_STEPS = 6
 
 @dataclass(frozen=True)
 class Asked:
-    """What every cell of a sweep is asked. labels: () for all that a probe can answer; samples of each split, and held out."""
+    """What every cell of a sweep is asked. labels: () for all that a probe can answer; samples of each split, and held out.
+
+    untrained: whether the same encoder is asked as it was before training, too.
+    """
 
     labels: tuple[str, ...]
     probe_samples: int
     held_out_samples: int
+    untrained: bool = True
     workers: str = "0"
 
 
@@ -106,7 +110,8 @@ def _answers(archive_url: str, asked: Asked, model: ModelFeatures, untrained: En
     for quiz in _quizzes(archive_url, asked):
         if set(quiz.samples.sensors) <= known:
             found[quiz.name] = quiz.ask(_Encoder(trained))
-            found[f"{quiz.name}/{UNTRAINED}"] = quiz.ask(_Encoder(untrained))
+            if asked.untrained:
+                found[f"{quiz.name}/{UNTRAINED}"] = quiz.ask(_Encoder(untrained))
     return found
 
 
