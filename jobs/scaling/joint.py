@@ -33,7 +33,8 @@ def fit_joint(runs: Mapping[str, Runs], num_draws: int = 60, seed: int = 0) -> J
     if min(len(np.unique(values)) for values in (first.parameters, first.samples)) < LEAST_VALUES:
         raise NotIdentifiable(f"no joint law from these runs: fewer than {LEAST_VALUES} values of parameters or samples")
     alpha, beta = _exponents(runs)
-    rng, drawn = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    drawn: list[tuple[float, float]] = []
     while len(drawn) < num_draws:
         chosen = rng.integers(len(first), size=len(first))
         if min(len(np.unique(values[chosen])) for values in (first.parameters, first.samples)) >= LEAST_VALUES:

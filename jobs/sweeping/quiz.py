@@ -7,6 +7,7 @@ answers to the test samples are, so that arms can be compared sample by sample.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ class Quiz:
     def name(self) -> str:
         return f"{self.task.name}/{self.samples.name}"
 
-    @property
-    def metric(self) -> str:
-        return self.outcome("test", self.labels[self.of_split["test"]]).metric
+    @cached_property
+    def _reader(self) -> TileReader:
+        return TileReader(self.task.archive, self.samples)  # keeps the tiles for the next encoder
 
     def outcome(self, split: str, predicted: np.ndarray) -> "Answers":
         chosen = self.of_split[split]
@@ -54,8 +55,7 @@ class Quiz:
 
     def ask(self, maker: FeatureMaker) -> "Answers":
         """Return the answers of a linear probe on what `maker` makes of the tiles."""
-        reader = TileReader(self.task.archive, self.samples)
-        vectors = {split: _vectors(maker, reader, self.samples, chosen) for split, chosen in self.of_split.items()}
+        vectors = {split: _vectors(maker, self._reader, self.samples, chosen) for split, chosen in self.of_split.items()}
         scaler = StandardScaler().fit(vectors["train"])
         train, val, test = (_Part(scaler.transform(vectors[split]), self.labels[self.of_split[split]]) for split in SPLITS)
         _, predict = probe(self.kind, train, val, lambda found: self.outcome("val", found).score)  # type: ignore[arg-type]
@@ -84,7 +84,9 @@ class _Part:
 
 
 def quizzes(archive: Archive, labels: Sequence[str], num_samples: int) -> list[Quiz]:
-    """Return a quiz for each of `labels` (none: all that a probe can answer) and sensor, of `num_samples` of each split at most; 0: none.
+    """Return a quiz for each of `labels` (none: all that a probe can answer) and sensor.
+
+    Of `num_samples` of each split at most; 0: no quiz.
 
     Raise InputError for a label that the archive lacks or has too few samples of; unnamed ones are then left out.
     """

@@ -62,7 +62,7 @@ def _typed(kind: Any, own: Any, value: Any, path: str) -> Any:
 
 
 def _mapping(kind: Any, own: Any, value: dict[str, Any], path: str) -> Any:
-    options = [part for part in (typing.get_args(kind) or (kind,)) if dataclasses.is_dataclass(part)]
+    options: list[Any] = [part for part in (typing.get_args(kind) or (kind,)) if dataclasses.is_dataclass(part)]
     names = {str(getattr(option, "kind", None) or option.__name__): option for option in options}
     wanted = value.get("kind")
     if wanted is not None and wanted not in names:
