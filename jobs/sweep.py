@@ -20,10 +20,9 @@ from jobs.sweeping.cell import Cell
 from jobs.sweeping.findings import find
 from jobs.sweeping.ledger import Ledger
 from jobs.sweeping.plan import Plan
-from jobs.sweeping.quiz import quizzes
 from jobs.sweeping.rows import rows_of, to_parquet
 from jobs.sweeping.sizes import Sizes, as_facts, sizes_of
-from jobs.sweeping.worker import STATISTICS, Asked, run_cell, score_statistics, seconds_per_step
+from jobs.sweeping.worker import STATISTICS, Asked, quizzes_of, run_cell, score_statistics, seconds_per_step
 from models.errors import InputError as ModelInputError
 from pipeline import storage
 from pipeline.archive import open_archive
@@ -42,6 +41,11 @@ class SweepConfig:
     """Of each split and sensor, at most; 0: no probe."""
     held_out_samples: int = 768
     """Of the val split, for the held-out loss; each as often as they come round."""
+    changes: str = ""
+    """GeoJSON of polygons, each with the time at which it changed (truth/changes.geojson of a simulated planet): change of a site
+
+    between its first and last date is asked, too.
+    """
     cell_cpus: float = 1.0
     """CPUs that a cell holds, and as many threads."""
     cell_gpus: float = 0.0
@@ -68,8 +72,10 @@ def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> di
         return explain(plan, archive_url)
     run = Run(run_url, "sweep")
     ledger = Ledger(run.url)
-    asked = Asked(config.labels, config.probe_samples, config.held_out_samples, plan.finding == "arms", config.workers)
-    if config.probe_samples and not quizzes(archive, config.labels, config.probe_samples):
+    asked = Asked(
+        config.labels, config.probe_samples, config.held_out_samples, plan.finding == "arms", config.workers, config.changes
+    )
+    if config.probe_samples and not quizzes_of(archive, asked):
         run.event("no_probe", because=f"'{archive_url}' has no label that a probe can answer in every split")
     run.begin(asked, {"plan": plan.name, "archive": archive_url, "digest": archive.digest()})
     connect()

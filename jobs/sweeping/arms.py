@@ -34,10 +34,18 @@ def compare(rows: pd.DataFrame, cells: Sequence[Cell], ledger: Ledger, reference
         }
         line["cpu_seconds"] = float(of["cpu_seconds"].mean())
         line["over_reference"] = gain(own, trained[reference]) if own and reference and arm != reference else None
+        line["over_reference_by_label"] = _by_label(own, trained[reference]) if line["over_reference"] else {}
         line["over_untrained"] = gain(own, before) if own else None
         line["over_statistics"] = gain(own, statistics) if own and statistics else None
         lines.append(line)
     return sorted(lines, key=lambda line: -line["probe"] if line["probe"] == line["probe"] else 0.0)
+
+
+def _by_label(own: OfSeeds, other: OfSeeds) -> dict[str, Gain]:
+    """Return the gain in each label, where there are several."""
+    labels = sorted({name.partition("/")[0] for name in own})
+    parts = {label: {name: of for name, of in own.items() if name.partition("/")[0] == label} for label in labels}
+    return {label: gain(part, other) for label, part in parts.items()} if len(labels) > 1 else {}
 
 
 def statistics_score(ledger: Ledger) -> float | None:
@@ -73,7 +81,8 @@ def words(lines: Sequence[dict[str, Any]], reference: str, statistics: float | N
         said += _sides("than these image statistics", asked, "over_statistics")
     for line in asked:
         if (told := line["over_reference"]) is not None and len(asked) <= 6:
-            said.append(f"{line['arm']} against {reference}: {told.words()}.")
+            of_labels = "".join(f"; {label} {of.words()}" for label, of in line["over_reference_by_label"].items())
+            said.append(f"{line['arm']} against {reference}: {told.words()}{of_labels}.")
     if len(asked) > 6 and reference:
         said += _sides(f"than {reference}", [line for line in asked if line["over_reference"]], "over_reference")
     for exam in _exams(asked):

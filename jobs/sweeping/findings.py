@@ -12,6 +12,7 @@ from jobs.sweeping.cell import Cell
 from jobs.sweeping.ledger import Ledger
 from jobs.sweeping.plan import Plan
 from jobs.sweeping.rows import LOSSES
+from jobs.sweeping.verdict import Gain
 from pipeline.errors import InputError
 
 RATE_EXPONENTS = (0.0, 0.5, 1.0)
@@ -96,7 +97,12 @@ def _budget(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: asdict(value) if hasattr(value, "is_told") else value for name, value in line.items()}
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(inner) for name, inner in value.items()}
+        return asdict(value) if isinstance(value, Gain) else value
+
+    return plain(line)
 
 
 def _shown(line: dict[str, Any]) -> dict[str, Any]:

@@ -33,23 +33,25 @@ FILE = "answers.npz"
 class Quiz:
     """One task's samples of one sensor, or of all where the label is of a site's dates together; `of_split` numbers those asked."""
 
-    task: LabelTask
+    label: str
+    archive: Archive
     samples: TaskSamples
     of_split: dict[str, np.ndarray]
     labels: np.ndarray
     kind: str
+    classes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{self.task.name}/{self.samples.name}"
+        return f"{self.label}/{self.samples.name}"
 
     @cached_property
     def _reader(self) -> TileReader:
-        return TileReader(self.task.archive, self.samples)  # keeps the tiles for the next encoder
+        return TileReader(self.archive, self.samples)  # keeps the tiles for the next encoder
 
     def outcome(self, split: str, predicted: np.ndarray) -> "Answers":
         chosen = self.of_split[split]
-        about = {"classes": self.task.classes} if self.task.label.classes and self.kind in ("class", "multilabel") else {}
+        about = {"classes": self.classes} if self.kind in ("class", "multilabel") else {}
         made: dict[str, Any] = {"place": self.samples.place[chosen], "labels": self.labels[chosen], "predicted": predicted, **about}
         return Answers(OUTCOMES[self.kind](**made))
 
@@ -116,16 +118,21 @@ def quizzes(archive: Archive, labels: Sequence[str], num_samples: int) -> list[Q
 
 
 def _quiz(task: LabelTask, samples: TaskSamples, num_samples: int) -> Quiz:
+    of_split = drawn(samples, num_samples)
+    if task.kind in DENSE:  # a map of change: has anything changed at all?
+        return Quiz(task.name, task.archive, samples, of_split, samples.strata.astype(float), "binary")
+    return Quiz(task.name, task.archive, samples, of_split, samples.labels, task.kind, task.classes)
+
+
+def drawn(samples: TaskSamples, num_samples: int) -> dict[str, np.ndarray]:
+    """Return the numbers of at most `num_samples` of each split, always the same."""
     of_split = {}
     for split in SPLITS:
         chosen = samples.part(split)
         if len(chosen) > num_samples:
             chosen = np.sort(np.random.default_rng(0).choice(chosen, num_samples, replace=False))
         of_split[split] = chosen
-    is_change = task.kind in DENSE
-    return Quiz(
-        task, samples, of_split, samples.strata.astype(float) if is_change else samples.labels, "binary" if is_change else task.kind
-    )
+    return of_split
 
 
 def _vectors(maker: FeatureMaker, reader: TileReader, samples: TaskSamples, chosen: np.ndarray) -> np.ndarray:

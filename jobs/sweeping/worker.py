@@ -19,6 +19,7 @@ from cluster.run import Run
 from jobs.evaluation.interval import intervals
 from jobs.pretrain import pretrain
 from jobs.sweeping.cell import Cell
+from jobs.sweeping.change import change_quizzes
 from jobs.sweeping.held_out import held_out, trained_objective
 from jobs.sweeping.ledger import TRAINING, Ledger
 from jobs.sweeping.quiz import Answers, Quiz, quizzes, to_bytes
@@ -26,7 +27,7 @@ from jobs.sweeping.settings import changed
 from jobs.sweeping.sizes import Sizes, as_facts, sized
 from models.encoder import Encoder
 from pipeline import storage
-from pipeline.archive import open_archive
+from pipeline.archive import Archive, open_archive
 
 STATISTICS = "image statistics"
 UNTRAINED = "untrained"
@@ -48,6 +49,7 @@ class Asked:
     held_out_samples: int
     untrained: bool = True
     workers: str = "0"
+    changes: str = ""
 
 
 def run_cell(cell: Cell, sizes: Sizes, archive_url: str, run_url: str, teacher: str, asked: Asked) -> None:
@@ -117,7 +119,15 @@ def _answers(archive_url: str, asked: Asked, model: ModelFeatures, untrained: En
 
 @lru_cache(maxsize=1)
 def _quizzes(archive_url: str, asked: Asked) -> Sequence[Quiz]:
-    return quizzes(open_archive(archive_url), asked.labels, asked.probe_samples)
+    return quizzes_of(open_archive(archive_url), asked)
+
+
+def quizzes_of(archive: Archive, asked: Asked) -> Sequence[Quiz]:
+    """Return all that encoders are asked; raise InputError for labels and changes that cannot be."""
+    found = quizzes(archive, asked.labels, asked.probe_samples)
+    if asked.changes and asked.probe_samples:
+        found += change_quizzes(archive, asked.changes, asked.probe_samples)
+    return found
 
 
 def _scored(answers: Answers) -> dict[str, Any]:
