@@ -58,7 +58,7 @@ def run_cell(cell: Cell, sizes: Sizes, archive_url: str, run_url: str, teacher: 
     before, started = _cpu_seconds(), time.monotonic()
     recipe = sized(cell.recipe_of(), sizes, asked.workers)
     if teacher:
-        recipe = changed(recipe, [("teacher", ledger.path(teacher, TRAINING))])
+        recipe = changed(recipe, [("teacher", ledger.path(teacher, TRAINING, "model"))])
     run = Run(ledger.path(cell.key, TRAINING), "pretrain")
     trained = pretrain(cell.recipe, recipe, archive_url, run.url)
     trained_cpu, records = _cpu_seconds() - before, _records(run)

@@ -142,7 +142,7 @@ def hypernetwork(options: HypernetworkOptions, archive: Archive) -> Plan:
         facts.append(fact)
         arms[title] = ("loom_tiny", common | {"facts": [*facts]})
     arms |= {"all facts": ("loom_tiny", common), "own stems": ("loom_tiny", common | {"stems": "sensor"})}
-    exams = {
+    exams: dict[str, dict[str, Any]] = {
         "a sensor hidden": {"cross_sensor_probability": 1.0},
         "unseen sensor": {"train.sensor_sets": [[optical, options.unseen]]},
         "unseen sensor hidden": {"train.sensor_sets": [[optical, options.unseen]], "cross_sensor_probability": 1.0},
