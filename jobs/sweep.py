@@ -213,9 +213,8 @@ def _results(running: dict[Any, Any], more: Callable[[], dict[Any, Any]]) -> Ite
             ray.get(ended)
         except (RayError, InputError, ModelInputError, RunFailed) as error:
             reason = _reason(getattr(error, "cause", None) or error)
-        item = running.pop(ended)
+        yield running.pop(ended), reason
         running |= more()
-        yield item, reason
 
 
 def _reason(error: Exception) -> str:

@@ -26,7 +26,9 @@ def compare(rows: pd.DataFrame, cells: Sequence[Cell], ledger: Ledger, reference
     for arm, of in rows.groupby("arm", sort=False):
         own, before = trained[str(arm)], untrained[str(arm)]
         line: dict[str, Any] = {name: str(of[name].iloc[0]) for name in ("recipe", "backbone")}
-        line |= {name: int(of[name].iloc[0]) for name in ("parameters", "steps", "samples")} | {"passes": float(of["passes"].iloc[0])}
+        line |= {name: int(of[name].iloc[0]) for name in ("parameters", "steps", "samples")} | {
+            "passes": float(of["passes"].iloc[0])
+        }
         line |= {"arm": str(arm), "seeds": len(of), "counted_flops": float(of["counted_flops"].mean())}
         line |= {"probe": float(of["probe"].mean()), "probe_spread": float(of["probe"].std(ddof=0))}
         line |= {"untrained": float(of[f"probe/{UNTRAINED}"].mean())}

@@ -45,7 +45,7 @@ class PlanFile(_Part):
     hours: list[Positive] = []
     sizes: list[int] = []
     base_rate: float = 0.0
-    rate_exponent: float = 0.5
+    rate_exponent: float = 1.0
     grid: dict[str, list[Any]] = {}
     exams: dict[str, dict[str, Any]] = {}
     finding: Literal["law", "isoflop", "rates", "arms"] = "arms"

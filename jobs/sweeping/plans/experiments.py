@@ -188,8 +188,8 @@ def _plan(
     budget = Budget(flops=options.teraflops * 1e12)
     cells = [
         Cell(arm, recipe, tuple(settings.items()), seed, budget, exams=asked)
-        for arm, (recipe, settings) in arms.items()
         for seed in range(options.seeds)
+        for arm, (recipe, settings) in arms.items()
     ]
     return Plan(name, question, tuple(cells), "arms", reference, CAVEATS)
 

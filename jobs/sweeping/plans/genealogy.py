@@ -62,8 +62,8 @@ def genealogy(options: GenealogyOptions, archive: Archive) -> Plan:
         raise InputError(f"a recipe needs a teacher, which {TEACHER} is to be, and that is not among {', '.join(names)}; add it")
     cells = tuple(
         Cell(arm, name, settings, seed, Budget(flops=options.teraflops * 1e12), "" if _runs_alone(name) else TEACHER)
+        for seed in range(options.seeds)  # so that a sweep that is stopped has asked every objective
         for arm, (name, settings) in arms.items()
-        for seed in range(options.seeds)
     )
     question = f"Which objective makes the best encoder with {options.teraflops:g} TFLOP on this archive?"
     return Plan("genealogy", question, cells, "arms", REFERENCE if REFERENCE in arms else "", CAVEATS)
