@@ -37,6 +37,8 @@ class SweepConfig:
 
     labels: tuple[str, ...] = ()
     """Labels of the archive that a linear probe is asked about after each run; none: all that it can answer."""
+    probe_sensors: tuple[str, ...] = ()
+    """Sensors whose tiles the probe is asked about; none: all."""
     probe_samples: int = 400
     """Of each split and sensor, at most; 0: no probe."""
     held_out_samples: int = 768
@@ -68,6 +70,8 @@ def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> di
     """Run what is missing of `plan`, and write what follows from all its cells; raise RunFailed if none could be finished."""
     archive_url = storage.absolute(archive_url)
     archive = open_archive(archive_url)
+    if unknown := sorted(set(config.probe_sensors) - set(archive.sensors)):
+        raise InputError(f"probe_sensors names {unknown[0]}, '{archive_url}' has {', '.join(sorted(archive.sensors))}")
     if config.dry_run:
         return explain(plan, archive_url)
     run = Run(run_url, "sweep")

@@ -50,6 +50,7 @@ class Asked:
     untrained: bool = True
     workers: str = "0"
     changes: str = ""
+    sensors: tuple[str, ...] = ()
 
 
 def run_cell(cell: Cell, sizes: Sizes, archive_url: str, run_url: str, teacher: str, asked: Asked) -> None:
@@ -127,7 +128,7 @@ def quizzes_of(archive: Archive, asked: Asked) -> Sequence[Quiz]:
     found = quizzes(archive, asked.labels, asked.probe_samples)
     if asked.changes and asked.probe_samples:
         found += change_quizzes(archive, asked.changes, asked.probe_samples)
-    return found
+    return [quiz for quiz in found if set(quiz.samples.sensors) <= set(asked.sensors or archive.sensors)]
 
 
 def _scored(answers: Answers) -> dict[str, Any]:

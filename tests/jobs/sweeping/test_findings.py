@@ -55,6 +55,7 @@ def found(plan: Plan, folder: Path) -> Findings:
     findings = find(plan, done, rows, ledger)
     page.write(Run(str(folder), "sweep"), plan, findings, rows, ["a note <b>"])
     assert to_parquet(rows)[:4] == b"PAR1"
+    assert plan.question in (folder / page.MARKDOWN).read_text()
     shown = (folder / page.FILE).read_text()
     assert "a note &lt;b&gt;" in shown
     assert "<script" not in shown

@@ -27,7 +27,7 @@ arms:
 teraflops: [0.022]
 reference: mae
 """
-QUICK = ["--probe-samples", "40", "--held-out-samples", "32"]
+QUICK = ["--probe-samples", "40", "--held-out-samples", "32", "--probe-sensors", "sentinel2_l2a", "sentinel1_grd"]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_a_cell_that_had_trained_is_scored_without_training_again(
     archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = Cell("mae", "mae_tiny", (), 0, Budget(samples=96), exams=(("asked", (("mask_ratio", 0.5),)), ("as it is", ())))
-    asked, ledger = worker.Asked(("landcover",), 20, 32), Ledger(str(tmp_path))
+    asked, ledger = worker.Asked(("landcover",), 20, 32, sensors=("sentinel2_l2a",)), Ledger(str(tmp_path))
     of = sizes_of(cell, archive)
 
     def killed(*_: object) -> None:
@@ -159,6 +159,7 @@ def test_without_arguments_the_plans_are_listed() -> None:
             ["moe", "ARCHIVE", "RUN", "--cell-cpus", "0"],
             "a sweep has cell_cpus 0, cell_gpus 0, at_once 0, expected > 0, >= 0, >= 0",
         ),
+        (["moe", "ARCHIVE", "RUN", "--probe-sensors", "lidar"], "probe_sensors names lidar, "),
         (["moe", "ARCHIVE", "RUN", "--labels", "lakes"], "label 'lakes' is not in "),
         (["moe", "ARCHIVE", "RUN", "--held-out-samples", "0"], "probe_samples 400, held_out_samples 0 expected >= 0, >= 1"),
         (["hypernetwork", "ARCHIVE", "RUN", "--unseen", "lidar"], "unseen is 'lidar', which "),
