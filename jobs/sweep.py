@@ -77,7 +77,13 @@ def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> di
     run = Run(run_url, "sweep")
     ledger = Ledger(run.url)
     asked = Asked(
-        config.labels, config.probe_samples, config.held_out_samples, plan.finding == "arms", config.workers, config.changes
+        config.labels,
+        config.probe_samples,
+        config.held_out_samples,
+        plan.finding == "arms",
+        config.workers,
+        config.changes,
+        config.probe_sensors,
     )
     if config.probe_samples and not quizzes_of(archive, asked):
         run.event("no_probe", because=f"'{archive_url}' has no label that a probe can answer in every split")
