@@ -78,12 +78,10 @@ def rates(rows: pd.DataFrame, rule: RateRule, name: str) -> Figure:
         mean = rows[rows["width"] == width].groupby("learning_rate")[LOSSES + name].mean()
         left.plot(mean.index, mean, "o-", color=colour, markersize=4, linewidth=1, label=f"width {width}")
         right.plot(width, rule.best[width], "o" if rule.is_inside[width] else "^", color=colour)
-    middle = widths[len(widths) // 2]
     line = np.geomspace(widths[0], widths[-1], 20)
-    for exponent, style in zip(rule.regret, ("-", "--", ":")):
-        right.plot(
-            line, rule.best[middle] * (middle / line) ** exponent, style, color="#5b6770", linewidth=1, label=f"width^-{exponent:g}"
-        )
+    for (exponent, (smallest, _)), style in zip(rule.rules.items(), ("-", "--", ":")):
+        given = smallest * (widths[0] / line) ** exponent
+        right.plot(line, given, style, color="#5b6770", linewidth=1, label=f"width^-{exponent:g}")
     left.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss")
     right.set(xscale="log", yscale="log", xlabel="width", ylabel="best rate (triangle: at the edge)")
     for axis in (left, right):

@@ -128,7 +128,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_python_imports_what_there_is(page: Path) -> None:
     for text in blocks(page, "python"):
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("models", "pipeline", "cluster", "jobs"):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.split(".")[0] in ("models", "pipeline", "cluster", "jobs")
+            ):
                 module = importlib.import_module(node.module)
                 assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
 
