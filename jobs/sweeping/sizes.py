@@ -26,7 +26,7 @@ WARMUP_SHARE = 0.1
 CHECKPOINTS = 4
 """Of a run, so that a killed one loses a quarter."""
 LOOKS = 4
-"""At a run's health."""
+"""At a run's health, at most, and in its last step: one of a few steps, looked at in each, would be taken for collapsed."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def sized(recipe: Any, sizes: Sizes, workers: str) -> Any:
         "checkpoint_every": every,
         "keep_every": 0,
         "keep_last": 1,
-        "health_every": max(1, sizes.steps // LOOKS),
+        "health_every": max(recipe.train.health_every, sizes.steps // LOOKS),
     }
     return changed(recipe, [("train", train)])
 

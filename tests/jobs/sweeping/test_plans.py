@@ -58,6 +58,7 @@ def test_sizes_are_counted_from_the_configuration(archive: str) -> None:
         assert of.parameters > of.backbone_parameters == of.active_parameters
         run = sized(cell.recipe_of(), of, "0").train
         assert (run.num_steps, run.optimiser.warmup_steps, run.most) == (of.steps, of.warmup_steps, 0)
+        assert run.health_every > of.steps  # a few steps looked at one by one are taken for collapsed
     hours = sizes_of(Cell("a", "mae_tiny", (), 0, Budget(hours=0.5)), archive, seconds_per_step=2.0)
     assert hours.steps == 900
     experts = sizes_of(Cell("a", "loom_tiny", (), 0, Budget(samples=320)), archive)
