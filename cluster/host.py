@@ -4,6 +4,7 @@ A host gives the loop its rank and its engine, the step to begin with, and a saf
 on which samples, and what is recorded is the same on both.
 """
 
+import os
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -37,6 +38,11 @@ class Host(ABC):
     """rank of world_size, of which neighbours are on this machine."""
 
     rank, world_size, neighbours = 0, 1, 1
+
+    @property
+    def threads(self) -> int:
+        """Threads that this rank may compute with: its share of the machine."""
+        return max(1, (os.cpu_count() or 1) // self.neighbours)
 
     @abstractmethod
     def engine(
@@ -107,6 +113,11 @@ class BareHost(Host):
     def __init__(self, run: Run, keep_last: int):
         self._folder, self._keep_last = run.path("checkpoints", BARE_FOLDER), keep_last
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Threads that this process was told to use (Ray tells its tasks, by the CPUs that they hold), else all."""
+        return int(os.environ.get("OMP_NUM_THREADS") or super().threads)
 
     def engine(
         self, objective: nn.Module, config: OptimiserConfig, num_steps: int, batch_size: int, lanes: int, counts_flops: bool

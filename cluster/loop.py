@@ -4,7 +4,6 @@ Decides how plan, stream, engine and checkpoints fit together, and that a run go
 numbers it would have had. What is trained comes in with the job.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +51,7 @@ class Task:
 def train_rank(task: Task, host: Host) -> dict[str, Any]:
     """Train on this rank from the last checkpoint to the end; return the last step's terms."""
     job, config = task.job, task.job.config
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // host.neighbours))
+    torch.set_num_threads(host.threads)
     archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
     archive.features_url = config.features
     engine = _engine(job, archive, host)

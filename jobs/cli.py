@@ -10,7 +10,7 @@ from dataclasses import fields
 from itertools import islice
 from typing import Any
 
-from jobs import data_commands, model_commands, retrain_commands
+from jobs import data_commands, model_commands, retrain_commands, sweep_commands
 from jobs.outcome import told
 from models.errors import InputError as ModelInputError
 from pipeline.errors import ClusterGone, InputError, RunFailed
@@ -31,6 +31,7 @@ USAGE = """usage: terraloom JOB ... [--json]
   evaluate   TASK MODEL_RUN RUN                compare models on labels, beside baselines
   embed      MODEL_RUN ARCHIVE|RASTER OUT      embeddings of an archive's tiles, or of an image of any size
   embed      search INDEX --like WHAT          what lies in an embedded archive or image and looks alike
+  sweep      PLAN ARCHIVE RUN                  many runs of one plan: scaling laws, objectives at equal budgets
   retrain    SCHEDULE                          new scenes -> archive -> champion trained further -> promoted only if better
   report     RUN...                            one HTML page about runs
   sensors    list | show NAME | check FILE     the known sensors; all that is wrong with one of your own
@@ -90,7 +91,14 @@ def _apart(arguments: list[str], names: set[str]) -> tuple[list[str], list[str]]
 
 
 ON_THIS_MACHINE = {"submit", "manifest"}
-JOBS = {**data_commands.COMMANDS, **model_commands.COMMANDS, **retrain_commands.COMMANDS, "submit": _submit, "manifest": _manifest}
+JOBS = {
+    **data_commands.COMMANDS,
+    **model_commands.COMMANDS,
+    **sweep_commands.COMMANDS,
+    **retrain_commands.COMMANDS,
+    "submit": _submit,
+    "manifest": _manifest,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Loom: cross-sensor masked modelling over described bands, our own."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -9,7 +10,10 @@ from jobs.recipes.schedules import published
 from models.moe import MoEConfig
 from models.objectives.loom import Loom, LoomConfig, loom_encoder
 from models.sensor import SensorSpec
-from models.stems.spectral import SpectralStemConfig
+from models.stems.dofa import DofaStemConfig
+from models.stems.sensor import SensorStemConfig
+from models.stems.spectral import FACTS, Fact, SpectralStemConfig
+from models.stems.stem import StemConfig
 from models.vit import VitConfig, vit_size
 from pipeline.views import CrossSensor
 
@@ -28,9 +32,18 @@ class LoomRecipe(AutoencoderRecipe):
     """Of the hidden tokens, those that are decoded: a quarter learns as well and spares a third of the operations."""
     kernel_px: int = 4
     """Side of the generated kernels, best that of a token in pixels of most sensors."""
+    stems: Literal["spectral", "dofa", "sensor"] = "spectral"
+    """Weights generated from `facts`; from wavelengths as published with DOFA; or each sensor's own. The last two are controls."""
+    facts: tuple[Fact, ...] = FACTS
+    """What describes a band; fewer are controls, too."""
 
     def build(self, sensors: tuple[SensorSpec, ...], generator: torch.Generator) -> Loom:
-        encoder = loom_encoder(self.backbone, self.token_size_m, sensors, SpectralStemConfig(kernel_px=self.kernel_px))
+        stems: dict[str, StemConfig] = {
+            "spectral": SpectralStemConfig(kernel_px=self.kernel_px, facts=self.facts),
+            "dofa": DofaStemConfig(kernel_px=self.kernel_px),
+            "sensor": SensorStemConfig(),
+        }
+        encoder = loom_encoder(self.backbone, self.token_size_m, sensors, stems[self.stems])
         config = LoomConfig(
             self.decoder,
             self.mask_ratio,

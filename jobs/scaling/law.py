@@ -64,7 +64,7 @@ class Law:
 
 def robust_fit(runs: Runs) -> Law:
     """Return the law of least Huber loss of log residuals, from the best of a grid of exponents."""
-    starts = np.stack([_to_logs(runs, _linear_part(runs, *pair)[1]) for pair in _exponents_by_distance(runs)[:NUM_STARTS]])
+    starts = np.stack([_to_logs(runs, linear_part(runs, *pair)[1]) for pair in _exponents_by_distance(runs)[:NUM_STARTS]])
     found = _descend(runs, starts, np.ones((len(starts), len(runs))))
     return min((_from_logs(runs, x) for x in found), key=lambda law: law.distance(runs))
 
@@ -80,21 +80,21 @@ def projected_fit(runs: Runs) -> Law:
     best = np.log(_exponents_by_distance(runs)[0])
     bounds = [np.log(EXPONENTS)] * 2
     found = minimize(
-        lambda x: _linear_part(runs, *np.exp(x))[0],
+        lambda x: linear_part(runs, *np.exp(x))[0],
         best,
         method="Nelder-Mead",
         bounds=bounds,
         options={"xatol": 1e-5, "fatol": 1e-14},
     )
-    return _linear_part(runs, *np.exp(found.x))[1]
+    return linear_part(runs, *np.exp(found.x))[1]
 
 
 def _exponents_by_distance(runs: Runs) -> list[tuple[float, float]]:
     pairs = [(a, b) for a in GRID for b in GRID]
-    return sorted(pairs, key=lambda pair: _linear_part(runs, *pair)[0])
+    return sorted(pairs, key=lambda pair: linear_part(runs, *pair)[0])
 
 
-def _linear_part(runs: Runs, size_exponent: float, data_exponent: float) -> tuple[float, Law]:
+def linear_part(runs: Runs, size_exponent: float, data_exponent: float) -> tuple[float, Law]:
     """Return the least sum of squared relative residuals with these exponents, and the law that has it."""
     size, data = runs.centred
     columns = np.stack([np.ones(len(runs)), np.exp(-size_exponent * size), np.exp(-data_exponent * data)], 1)

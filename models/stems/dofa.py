@@ -109,13 +109,18 @@ class DofaHead(GeneratedHead):
 
     def __init__(self, config: DofaStemConfig, token_size_m: float, width: int) -> None:
         super().__init__(token_size_m)
-        self.side = config.kernel_px
+        self.side, self.width = config.kernel_px, width
         self.codes = WavelengthCodes(config)
         self.generator = WeightGenerator(config.code_width, self.side**2 * width, 0)
 
     def kernels(self, spec: SensorSpec) -> Kernels:
         weights, _ = self.generator(self.codes(spec))
         return Kernels(weights.view(spec.num_bands, self.side, self.side, -1), weights.new_zeros(spec.num_bands))
+
+    def token(self, spec: SensorSpec) -> Tensor:
+        """Return the bands' mean code resampled to the decoder's width: the published head tells of one sensor at a time."""
+        code_K = self.codes(spec).mean(0)
+        return F.interpolate(code_K[None, None], self.width, mode="linear")[0, 0]
 
 
 @torch.no_grad()

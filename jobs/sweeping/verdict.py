@@ -1,0 +1,60 @@
+"""Which arm is better, in words: paired differences of probes, answer by answer, with intervals over seeds and samples.
+
+Each resample draws seeds and test samples with replacement, for both arms alike: what makes a sample hard for both is no
+uncertainty. With three seeds an interval over them is rough, and samples of neighbouring sites are not independent: both
+make true intervals wider than these.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.evaluation.metrics import Classified
+from jobs.sweeping.quiz import Answers
+
+DRAWS = 400
+BOUNDS = (2.5, 97.5)
+OfSeeds = Mapping[str, Sequence[Answers]]
+"""Answers by quiz, of each seed."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much larger the mean score over quizzes is, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_told(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def words(self) -> str:
+        kind = "not told apart" if not self.is_told else "better" if self.value > 0 else "worse"
+        return f"{kind} ({self.value:+.3f}, {self.low:+.3f} to {self.high:+.3f})"
+
+
+def gain(own: OfSeeds, other: OfSeeds) -> Gain:
+    """Return by how much `own` scores better than `other` in the mean over quizzes and seeds, which both have."""
+    names = sorted(own.keys() & other.keys())
+    rng, draws = np.random.default_rng(0), np.zeros((len(names), DRAWS))
+    values = []
+    for number, name in enumerate(names):
+        mine, theirs = own[name], other[name]
+        pairs = [(mine[i % len(mine)], theirs[i % len(theirs)]) for i in range(max(len(mine), len(theirs)))]
+        values.append(np.mean([a.score - b.score for a, b in pairs]))
+        size = len(pairs[0][0].outcome)
+        for draw in range(DRAWS):
+            seeds, chosen = rng.integers(len(pairs), size=len(pairs)), rng.integers(size, size=size)
+            draws[number, draw] = np.mean([_score(pairs[i][0], chosen) - _score(pairs[i][1], chosen) for i in seeds])
+    low, high = np.nanpercentile(draws.mean(0), BOUNDS)
+    return Gain(float(np.mean(values)), float(low), float(high))
+
+
+def _score(answers: Answers, chosen: np.ndarray) -> float:
+    outcome = answers.outcome
+    if isinstance(outcome, Classified):  # accuracy, without a confusion matrix for each resample
+        return float((outcome.labels[chosen] == outcome.predicted[chosen]).mean())
+    return Answers(outcome.take(chosen)).score
