@@ -70,7 +70,8 @@ def _best_rule(curves: dict[int, tuple[np.ndarray, np.ndarray]], exponent: float
     """
     smallest = min(curves)
     found = (float("nan"), float("inf"))
-    for rate in np.geomspace(*curves[smallest][0][[0, -1]], NUM_TRIED):
+    lowest, highest = curves[smallest][0][[0, -1]]
+    for rate in np.geomspace(lowest, highest, NUM_TRIED):
         losses = []
         for width, (rates, loss) in curves.items():
             given = rate * (smallest / width) ** exponent
