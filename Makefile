@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup lint test demo clean
+.PHONY: help setup lint test docs-check demo clean
 
 help:  ## say what the targets do
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,6 +21,9 @@ lint: setup  ## style and types
 
 test: lint  ## lint, then all tests
 	$(BIN)/python -m pytest
+
+docs-check: setup  ## every command, link and Python block of README and docs
+	$(BIN)/python -m pytest tests/docs
 
 demo: setup  ## the whole chain on a simulated planet, into demo/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m jobs.demo
