@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,18 @@ def shuffle(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def base(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_thread() -> Iterator[None]:
+    """Have every process of these tests compute with one thread, so that each makes the same bits."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(one_thread: None, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planet of 1.28 km in two years, the archive of the first, and a champion that sees nothing: its stems are 0."""
     folder = tmp_path_factory.mktemp("retrain")
     for year, dates in ((2023, 4), (2024, 2)):
