@@ -50,6 +50,7 @@ def change_quizzes(archive: Archive, url: str, num_samples: int) -> list[Quiz]:
             found.append(Quiz(LABEL, archive, samples, drawn(samples, num_samples), labels, "binary"))
     if not found:
         raise InputError(
-            f"no sensor of '{archive.url}' has {MIN_EACH} sites that changed by '{url}', and as many others, in every split"
+            f"no sensor of '{archive.url}' has {MIN_EACH} sites that changed by '{url}', and as many others, in every split; "
+            "use more ground or more changes"
         )
     return found
