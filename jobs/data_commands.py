@@ -102,7 +102,7 @@ class Repair:
 
 def _simulate(arguments: list[str]) -> dict[str, Any]:
     from jobs.simulate import simulate_planet
-    from pipeline.simulate import SimulateConfig
+    from pipeline.simulation.config import SimulateConfig
 
     @dataclass(frozen=True)
     class Options(Simulate):

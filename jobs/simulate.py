@@ -9,7 +9,8 @@ from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.scan import Given, scan
 from pipeline.sensors import load_sensor
-from pipeline.simulate import SimulateConfig, simulate
+from pipeline.simulation.config import SimulateConfig
+from pipeline.simulation.simulate import simulate
 from pipeline.stac import CATALOG_NAME, write_catalog
 
 

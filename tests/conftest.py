@@ -19,7 +19,7 @@ def shared_data() -> Path:
 def planet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planet of 3.84 km: 36 sites, four sensors, two satellite dates."""
     from jobs.simulate import simulate_planet
-    from pipeline.simulate import SimulateConfig
+    from pipeline.simulation.config import SimulateConfig
 
     folder = tmp_path_factory.mktemp("planet") / "planet"
     simulate_planet(str(folder), SimulateConfig(size_m=3840, satellite_dates=2, num_changes=2, cloud_cover=0.05))

@@ -13,8 +13,8 @@ import rasterio.shutil
 from rasterio.transform import from_origin
 
 from jobs.simulate import scan_folder
-from pipeline.planet import noise
 from pipeline.sensors import Band, load_sensor
+from pipeline.simulation.planet import noise
 
 CRS, WEST_M, NORTH_M = "EPSG:32632", 399_960.0, 5_300_040.0
 STRIP_PX = 3072  # whole blocks of 512 px at 10, 20 and 60 m

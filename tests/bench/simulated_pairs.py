@@ -10,9 +10,10 @@ import numpy as np
 from odc.geo.geobox import GeoBox
 
 from pipeline.coregister import read_structure
-from pipeline.planet import noise
 from pipeline.scan import scan
-from pipeline.simulate import SimulateConfig, simulate
+from pipeline.simulation.config import SimulateConfig
+from pipeline.simulation.planet import noise
+from pipeline.simulation.simulate import simulate
 from pipeline.stac import read_scenes, write_catalog
 
 GSD_M = 10.0

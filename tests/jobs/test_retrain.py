@@ -28,7 +28,7 @@ from models.encoder import Encoder
 from pipeline.coregister import CoregisterConfig
 from pipeline.errors import InputError
 from pipeline.grid import Grid
-from pipeline.simulate import SimulateConfig
+from pipeline.simulation.config import SimulateConfig
 
 LIMIT_S = 400
 RECIPE = "mae_tiny"

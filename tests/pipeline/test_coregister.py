@@ -26,7 +26,7 @@ from pipeline.errors import InputError
 from pipeline.grid import Grid, Site
 from pipeline.scene import Scene
 from pipeline.sensors import load_sensor
-from pipeline.simulate import CHANGE_DAY
+from pipeline.simulation.config import CHANGE_DAY
 from pipeline.stac import read_scenes
 
 

@@ -12,11 +12,15 @@ from pipeline.alignment import UNMOVED, Alignment
 from pipeline.coregister import Comparison, register_scene
 from pipeline.displacement import constant
 from pipeline.errors import InputError
-from pipeline.planet import BARE, BROADLEAF, CONIFER, WATER
 from pipeline.raster import read_on_grid
 from pipeline.scene import Scene
 from pipeline.sensors import load_sensor
-from pipeline.simulate import CHANGE_DAY, LOOKS, SimulateConfig, simulate
+from pipeline.simulation.acquisitions import Sun, acquisitions
+from pipeline.simulation.config import CHANGE_DAY, SimulateConfig
+from pipeline.simulation.frame import Frame
+from pipeline.simulation.imaging import LOOKS
+from pipeline.simulation.planet import BARE, BROADLEAF, CONIFER, WATER
+from pipeline.simulation.simulate import simulate
 from pipeline.stac import read_scenes
 
 SMALL = SimulateConfig(size_m=1280, satellite_dates=1, aerial_dates=0, num_changes=0)
@@ -178,3 +182,13 @@ def test_another_year_is_another_visit_to_the_same_planet(tmp_path: Path) -> Non
     for name in ("landcover_20230101.tif", "landcover_20230715.tif", "elevation.tif"):
         pixels = [rasterio.open(tmp_path / str(year) / "truth" / name).read() for year in (2023, 2024)]
         assert np.array_equal(*pixels)
+
+
+def test_every_place_is_passed_at_the_same_time_of_its_own_day() -> None:
+    elevations = []
+    for lon in (11.0, -120.0, 170.0):
+        config = SMALL.model_copy(update={"lon": lon})
+        times = [a.time for a in acquisitions(config, Frame.at(config)) if a.sensor.quantity.endswith("reflectance")]
+        elevations.append([Sun.at(time, config.lat, lon).elevation for time in times])
+    np.testing.assert_allclose(elevations, elevations[:1] * 3, atol=np.radians(1))
+    assert np.degrees(elevations[0][0]) > 30

@@ -2,7 +2,7 @@
 
 Numbers are typical values, rounded, in the spirit of public spectral libraries (USGS splib07, Kokaly et al. 2017) and
 of C-band clutter statistics (Ulaby & Dobson, 1989); nothing here is a measurement. `planet.py` decides where a material
-lies, `simulate.py` what a sensor makes of it.
+lies, `imaging.py` what a sensor makes of it.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 This file decides where things are, in one UTM frame: terrain on a 40 m lattice, classes on the 10 m truth grid and, on
 a 2.5 m grid, a material, its tone and its height above ground. What a material looks like is in `materials.py`, what
-a sensor records in `simulate.py`. Arrays are (y, x), first row north; x, y are metres east and south of the north-west corner.
+a sensor records in `imaging.py`. Arrays are (y, x), first row north; x, y are metres east and south of the north-west corner.
 """
 
 import heapq
@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from shapely.geometry import LineString
 
-from pipeline.materials import INDEX, PHASES
+from pipeline.simulation.materials import INDEX, PHASES
 
 CLASSES = (
     "water", "broadleaf_forest", "conifer_forest", "grassland", "cropland", "orchard", "urban", "suburban", "bare", "wetland", "road",

@@ -1,0 +1,1 @@
+"""A synthetic planet with known truth, and the raw scenes that four sensors make of it."""
