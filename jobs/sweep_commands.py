@@ -43,6 +43,7 @@ def _sweep(arguments: list[str]) -> dict[str, Any]:
         archive: Positional[str]
         run: Positional[str]
         plan: OmitArgPrefixes[maker.options] = field(default_factory=maker.options)  # type: ignore[name-defined]
+        """What is run."""
         config: OmitArgPrefixes[SweepConfig] = field(default_factory=SweepConfig)
 
     options = parse(Options, rest, f"sweep {name}", maker.options.__doc__)

@@ -1,7 +1,7 @@
-"""Plans of one's own, from YAML: arms x sizes x budgets x a grid of settings x seeds. docs/sweep.md shows one."""
+"""Plans of one's own, from YAML: arms x sizes x budgets x a grid of settings x seeds. docs/jobs/sweep.md shows one."""
 
 import itertools
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -11,6 +11,7 @@ from jobs.sweeping.cell import Budget, Cell
 from jobs.sweeping.family import rate, shape
 from jobs.sweeping.plan import Finding, Plan
 from jobs.sweeping.settings import Setting
+from pipeline import storage
 from pipeline.errors import InputError
 
 Positive = Annotated[float, Field(gt=0)]
@@ -83,13 +84,13 @@ class PlanFile(_Part):
 def read_plan(path: str) -> PlanFile:
     """Return the plan in a YAML file; raise InputError, naming the place, for what is wrong in it."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
+        content = yaml.safe_load(storage.read_bytes(path))
+    except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"plan file '{path}' is missing") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"plan file '{path}' is no YAML ({' '.join(str(error).split())})") from None
     try:
-        return PlanFile.model_validate({"name": Path(path).stem, **content} if isinstance(content, dict) else content)
+        return PlanFile.model_validate({"name": PurePosixPath(path).stem, **content} if isinstance(content, dict) else content)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"plan file '{path}': {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None

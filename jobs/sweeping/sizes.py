@@ -90,7 +90,7 @@ def sizes_of(cell: Cell, archive_url: str, teacher: Cell | None = None, seconds_
         steps=steps,
         passes=round(batch * steps / counted.num_samples, 2),
         learning_rate=train.optimiser.learning_rate,
-        warmup_steps=max(1, min(train.optimiser.warmup_steps, round(WARMUP_SHARE * steps))),
+        warmup_steps=max(1, round(min(train.optimiser.warmup_steps / train.num_steps, WARMUP_SHARE) * steps)),
     )
 
 
