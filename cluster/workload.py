@@ -168,7 +168,7 @@ def costs(objective: nn.Module, shape: Shape, train: TrainConfig, is_fused: bool
 def _turns(model: nn.Module, sensors: SensorSet, shape: Shape, train: TrainConfig, is_fused: bool) -> list[Cost]:
     specs = [spec for spec in shape.specs if spec.name in sensors]
     made = [partial(made_batch, specs, shape.site_m, train, index=turn) for turn in range(len(specs))]
-    return [measure(model, make, is_fused) for make in made]
+    return [measure(model, make, is_fused, train.batch_size) for make in made]
 
 
 def optimiser_bytes(config: OptimiserConfig) -> float:

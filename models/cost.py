@@ -42,7 +42,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one sensor set, per sample, forward and backward.
+    """Of one sensor set, per sample of a micro-batch of a given size, forward and backward.
 
     flops       operations of the model, as `models.flops` counts them
     done_flops  with what is computed a second time
@@ -128,9 +128,10 @@ def _bytes(x: Tensor) -> int:
     return min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
 
 
-def measure(objective: nn.Module, make_batch: Callable[[int], Batch], is_fused: bool) -> Cost:
+def measure(objective: nn.Module, make_batch: Callable[[int], Batch], is_fused: bool, micro_batch: int) -> Cost:
     """Return what `objective` takes of batches that `make_batch` makes of a number of samples.
 
+    micro_batch: samples that share what a batch costs whatever its size, such as the generation of a stem's weights.
     is_fused: as on a GPU, where attention keeps no scores for going back, whatever this machine does.
     """
     with fused_attention() if is_fused else nullcontext():
@@ -141,10 +142,12 @@ def measure(objective: nn.Module, make_batch: Callable[[int], Batch], is_fused: 
         slope = max(0.0, (high - low) / extra)
         moments.append(Moment(low - SAMPLES[0] * slope, slope, gradients))
 
-    def slope_of(name: str) -> float:
-        return (getattr(second.counter, name) - getattr(first.counter, name)) / extra
+    def per_sample(name: str) -> float:
+        low, high = getattr(first.counter, name), getattr(second.counter, name)
+        slope = (high - low) / extra
+        return slope + (low - SAMPLES[0] * slope) / micro_batch
 
-    return Cost(slope_of("flops"), slope_of("done_flops"), slope_of("moved"), slope_of("given"), tuple(moments))
+    return Cost(per_sample("flops"), per_sample("done_flops"), per_sample("moved"), per_sample("given"), tuple(moments))
 
 
 def _written(function: Any, args: tuple[Any, ...]) -> list[Tensor]:

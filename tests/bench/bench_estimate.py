@@ -133,7 +133,7 @@ def estimated(size: str, stage: int, samples: int, device: Device) -> tuple[floa
     """Return the bytes and the seconds that the formulas give."""
     optimiser, model = OptimiserConfig(zero_stage=stage), build(size).bfloat16()
     states = states_of(model, optimiser)
-    cost = measure(model, lambda number: made_batch(SENSORS[:1], SIDE_M, TRAIN, number), is_fused=False)
+    cost = measure(model, lambda number: made_batch(SENSORS[:1], SIDE_M, TRAIN, number), is_fused=False, micro_batch=samples)
     moved = samples * cost.bytes + states.moved(stage, RANKS, 1, optimiser_bytes(optimiser))
     load = Load(samples * cost.done_flops, moved, states.sent(stage, RANKS, 1), 0.0)
     return memory_gib(states, stage, RANKS, device, cost, samples) * GIB, load.seconds(device, device.link_gb_per_second)

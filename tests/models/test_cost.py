@@ -38,7 +38,7 @@ def rows(samples: int) -> Batch:
 
 
 def test_layers_cost_what_they_keep() -> None:
-    found = measure(Layers(), rows, is_fused=False)
+    found = measure(Layers(), rows, is_fused=False, micro_batch=4)
     row = 4 * WIDTH
     assert found.flops == found.done_flops == 2 * WIDTH**2 * (3 * DEPTH - 1), "the first layer's input needs no gradient"
     assert found.batch_bytes == 8 * WIDTH
@@ -49,6 +49,24 @@ def test_layers_cost_what_they_keep() -> None:
     assert 2 * row + row * DEPTH <= first.sample_bytes <= 2 * row + row * (DEPTH + 3)
     assert [moment.gradients for moment in found.moments] == [WIDTH**2 * number for number in range(DEPTH + 1)]
     assert found.live_bytes(100) == max(m.fixed_bytes + 100 * m.sample_bytes for m in found.moments)
+
+
+def test_what_a_batch_costs_whatever_its_size_is_shared_by_its_samples() -> None:
+    """As a stem whose weights are generated once a batch."""
+
+    class Generated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = nn.Linear(WIDTH, WIDTH, bias=False)
+
+        def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            weights = self.generator(torch.ones(WIDTH, WIDTH))
+            return {"loss": (batch.lonlat.float() @ weights).sum()}
+
+    of_batch, of_sample = 2 * 2 * WIDTH**3, 2 * 2 * WIDTH**2  # forward, and back to the generator
+    for micro_batch in (1, 8):
+        found = measure(Generated(), rows, is_fused=False, micro_batch=micro_batch)
+        assert found.flops == pytest.approx(of_sample + of_batch / micro_batch)
 
 
 def test_bytes_moved_are_those_of_operations_that_are_no_products() -> None:
@@ -94,9 +112,9 @@ def test_products_that_are_not_done_cost_the_same(
     with UndrawnWeights():
         undrawn = autoencoder()
     assert not any(bool(p.any()) for p in undrawn.parameters() if p.ndim > 1)
-    found = measure(undrawn, make, is_fused=True)
+    found = measure(undrawn, make, is_fused=True, micro_batch=4)
     monkeypatch.setattr(cost, "is_product", lambda function: False)
-    assert measure(autoencoder(), make, is_fused=True) == found
+    assert measure(autoencoder(), make, is_fused=True, micro_batch=4) == found
     model = autoencoder()
     with FlopCounter() as counter:
         model(make(4), torch.Generator().manual_seed(0))["loss"].backward()
@@ -106,7 +124,7 @@ def test_products_that_are_not_done_cost_the_same(
 def test_recomputed_blocks_keep_less_and_do_more(autoencoder: Callable[[], Mae], make: Callable[[int], Batch]) -> None:
     thrifty = autoencoder()
     recompute_blocks(thrifty)
-    found, plain = measure(thrifty, make, is_fused=True), measure(autoencoder(), make, is_fused=True)
+    found, plain = measure(thrifty, make, is_fused=True, micro_batch=4), measure(autoencoder(), make, is_fused=True, micro_batch=4)
     assert found.flops == plain.flops == plain.done_flops
     assert 1.15 * plain.flops < found.done_flops < 1.35 * plain.flops
     assert found.live_bytes(32) < 0.7 * plain.live_bytes(32)

@@ -2,13 +2,15 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from jobs import sweep as job
 from jobs.cli import main
 from jobs.sweeping import worker
 from jobs.sweeping.cell import Budget, Cell
@@ -52,22 +54,31 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_an_interrupted_sweep_goes_on_with_what_is_missing(
-    archive: str, cluster: str, plan_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted after its first cell; a cell whose loss is not finite is recorded, and the others go on."""
-    run, real = tmp_path / "run", job.progress
+KILLED_AFTER_A_CELL = """
+import os, signal, sys
+from jobs import cli, sweep
 
-    def interrupted(items, total, label):
-        for item in real(items, total, label):
-            yield item
-            if label == "cells":
-                raise KeyboardInterrupt
+progress = sweep.progress
 
-    monkeypatch.setattr(job, "progress", interrupted)
-    with pytest.raises(KeyboardInterrupt), redirect_stderr(io.StringIO()):
-        main(["sweep", plan_file, archive, str(run), *QUICK, "--at-once", "1"])
-    monkeypatch.setattr(job, "progress", real)
+def killed(items, total, label):
+    for item in progress(items, total, label):
+        yield item
+        if label == "cells":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sweep.progress = killed
+cli.main(sys.argv[1:])
+"""
+"""A `terraloom` that the kernel kills after its first cell."""
+
+
+def test_a_killed_sweep_goes_on_with_what_is_missing(archive: str, cluster: str, plan_file: str, tmp_path: Path) -> None:
+    """After its first cell; a cell whose loss is not finite is recorded, and the others go on."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED_AFTER_A_CELL, "sweep", plan_file, archive, str(run), *QUICK, "--at-once", "1"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (run / "summary.json").exists()
     (done,) = [path for path in run.glob("cells/*/summary.json") if (path.parent / "train").exists()]
     before = {path: path.read_bytes() for path in (done, done.parent / "train" / "metrics.jsonl")}
