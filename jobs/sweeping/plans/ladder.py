@@ -28,7 +28,7 @@ class Family:
     seeds: int = 2
     batch_size: int = 16
     """Samples a step; small, so that short runs have steps enough."""
-    base_rate: float = 3e-3
+    base_rate: float = 2e-3
     """Peak learning rate of size 2."""
     rate_exponent: float = 1.0
     """The rate goes as width^-exponent; see rate_transfer."""
@@ -54,7 +54,7 @@ class LadderOptions(Family):
     """L(N, D) of a family: every size on every number of samples."""
 
     sizes: tuple[int, ...] = (1, 2, 3, 4)
-    samples: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    samples: tuple[int, ...] = (2048, 4096, 8192, 16384)
     budgets: tuple[float, ...] = ()
     """Operations that the law is asked what to spend on; none: those of the largest run, and ten times as many."""
 
