@@ -46,7 +46,7 @@ FIRST_DATE, NEXT_DATE = "202304", "202308"
 PLAN = """
 question: which is better?
 arms: {mae: {recipe: mae_tiny}, simclr: {recipe: simclr_tiny}}
-samples: [32]
+samples: [64]
 reference: mae
 """
 SCHEDULE = """
