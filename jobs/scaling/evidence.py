@@ -106,16 +106,27 @@ def _too_little(runs: Runs) -> str:
 
 
 def _too_vague(runs: Runs, fit: Fit) -> str:
-    intervals, law = fit.intervals(), fit.law
-    spans = {
-        "size": law.size_scale * runs.parameters**-law.size_exponent,
-        "data": law.data_scale * runs.samples**-law.data_exponent,
-    }
-    for name in PROPERTIES:
-        effect, noise = float(np.ptp(spans[name])) / float(np.median(runs.loss)), NOISES * fit.noise
-        if effect < noise:
-            return f"{name} changes the loss by {effect:.2%}, residuals by {fit.noise:.2%}; widen its range or add seeds"
+    intervals = fit.intervals()
+    for name, effect in effects(runs, fit.law).items():
+        if reason := below_noise(name, effect, fit.noise):
+            return reason
         low, high = intervals[f"{name}_exponent"]
         if low <= EXPONENTS[0] * 1.01 or high >= EXPONENTS[1] * 0.99 or high > MOST_RATIO * low:
             return f"the exponent of {name} lies between {low:.2g} and {high:.2g} at 95 %; widen its range or add seeds"
     return ""
+
+
+def effects(runs: Runs, law: Law) -> dict[str, float]:
+    """Return what size and data change of the loss over the runs, as shares of it."""
+    spans = {
+        "size": law.size_scale * runs.parameters**-law.size_exponent,
+        "data": law.data_scale * runs.samples**-law.data_exponent,
+    }
+    return {name: float(np.ptp(spans[name])) / float(np.median(runs.loss)) for name in PROPERTIES}
+
+
+def below_noise(name: str, effect: float, noise: float) -> str:
+    """Return in words that an effect cannot be seen in the residuals, nothing if it can."""
+    if effect >= NOISES * noise:
+        return ""
+    return f"{name} changes the loss by {effect:.2%}, residuals by {noise:.2%}; widen its range or add seeds"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from jobs.scaling.evidence import INTERVAL, LEAST_VALUES, MOST_RATIO, NotIdentifiable
+from jobs.scaling.evidence import INTERVAL, LEAST_VALUES, MOST_RATIO, PROPERTIES, NotIdentifiable, below_noise, effects
 from jobs.scaling.law import EXPONENTS, Law, Runs, linear_part
 
 COARSE = np.geomspace(*EXPONENTS, 12)
@@ -33,6 +33,14 @@ def fit_joint(runs: Mapping[str, Runs], num_draws: int = 60, seed: int = 0) -> J
     if min(len(np.unique(values)) for values in (first.parameters, first.samples)) < LEAST_VALUES:
         raise NotIdentifiable(f"no joint law from these runs: fewer than {LEAST_VALUES} values of parameters or samples")
     alpha, beta = _exponents(runs)
+    found = {name: linear_part(of, alpha, beta) for name, of in runs.items()}
+    laws = {name: law for name, (_, law) in found.items()}
+    numbers = 3 * len(runs) + 2  # a floor and two scales each, and the exponents
+    noise = float(np.sqrt(sum(residual for residual, _ in found.values()) / max(1, len(first) * len(runs) - numbers)))
+    for name in PROPERTIES:
+        effect = float(np.mean([effects(of, laws[sensor])[name] for sensor, of in runs.items()]))
+        if reason := below_noise(name, effect, noise):
+            raise NotIdentifiable(f"no joint law from these runs: {reason}")
     rng = np.random.default_rng(seed)
     drawn: list[tuple[float, float]] = []
     while len(drawn) < num_draws:
@@ -45,7 +53,6 @@ def fit_joint(runs: Mapping[str, Runs], num_draws: int = 60, seed: int = 0) -> J
             raise NotIdentifiable(
                 f"no joint law from these runs: the exponent of {name} lies between {low:.2g} and {high:.2g} at 95 %"
             )
-    laws = {name: linear_part(of, alpha, beta)[1] for name, of in runs.items()}
     size, data = ((float(low), float(high)) for low, high in limits)
     return JointLaw(alpha, beta, size, data, laws)
 

@@ -36,6 +36,8 @@ def ladder(rows: pd.DataFrame, found: Sequence[LossLaw]) -> Figure:
             ylabel="held-out loss",
         )
         axis.title.set_fontsize(9)
+        axis.set_xticks(np.unique(law.runs.samples), [f"{samples:,.0f}" for samples in np.unique(law.runs.samples)], fontsize=7)
+        axis.minorticks_off()
     figure.axes[0].legend(fontsize=7, frameon=False)
     return figure
 

@@ -5,6 +5,7 @@ import pytest
 
 from jobs.scaling.budget import SampleCost, best_size, valleys
 from jobs.scaling.evidence import NotIdentifiable, extrapolation, fit_law
+from jobs.scaling.joint import fit_joint
 from jobs.scaling.law import Law, Runs, projected_fit, robust_fit
 from pipeline.errors import InputError
 
@@ -67,6 +68,26 @@ def test_runs_that_cannot_tell_are_refused_in_words() -> None:
         fit_law(level, num_draws=30)
     with pytest.raises(NotIdentifiable, match="leave out runs that failed"):
         fit_law(Runs(grid.parameters, grid.samples, np.where(grid.samples > 1e5, np.nan, grid.loss)))
+
+
+def test_exponents_that_losses_share_are_found_or_refused() -> None:
+    """Two losses of one grid, on scales of their own; where residuals are larger than what size changes there is no law."""
+
+    def two(noise: float) -> dict[str, Runs]:
+        rng = np.random.default_rng(3)
+        found = {}
+        for name, floor, scale in (("optical", 0.35, 1.0), ("radar", 0.1, 0.2)):
+            runs = planted(0.0, rng)
+            loss = floor + scale * (runs.loss - PLANTED.floor)
+            found[name] = Runs(runs.parameters, runs.samples, loss * np.exp(rng.normal(0, noise, len(runs))))
+        return found
+
+    found = fit_joint(two(0.01), num_draws=20)
+    assert found.size_interval[0] <= 0.35 <= found.size_interval[1]
+    assert found.data_interval[0] <= 0.45 <= found.data_interval[1]
+    assert found.laws["radar"].floor == pytest.approx(0.1, rel=0.2)
+    with pytest.raises(NotIdentifiable, match=r"no joint law from these runs: \w+ changes the loss by .*%, residuals by"):
+        fit_joint(two(0.5), num_draws=20)
 
 
 def test_a_budget_is_spent_where_the_derivatives_balance() -> None:
