@@ -63,5 +63,6 @@ class Cell:
         return f"{self.arm}, {self.budget}, seed {self.seed}"
 
     def recipe_of(self, settings: tuple[Setting, ...] = ()) -> Any:
-        """Return its recipe as it is run; raise InputError for an unknown one or a wrong setting."""
-        return changed(load_recipe("pretrain", self.recipe), (*self.settings, *settings, ("train.seed", self.seed)))
+        """Return its recipe as it is run, in one process; raise InputError for an unknown one or a wrong setting."""
+        alone = ("train.workers", "0")  # how many a recipe asks for says nothing here: a sweep has workers of its own
+        return changed(load_recipe("pretrain", self.recipe), (alone, *self.settings, *settings, ("train.seed", self.seed)))

@@ -31,6 +31,11 @@ def test_dial_2_is_the_tiny_shape_and_parameters_grow_with_its_cube() -> None:
         shape("mae_tiny", 0)
 
 
+def test_lanes_of_a_cell_need_not_suit_the_recipes_workers() -> None:
+    cell = Cell("a", "mae_tiny", (("train.lanes", 1),), 0, Budget(samples=64))
+    assert (cell.recipe_of().train.lanes, cell.recipe_of().train.workers) == (1, "0")
+
+
 def test_a_cell_is_known_by_what_its_numbers_depend_on() -> None:
     cell = Cell("a", "mae_tiny", (("mask_ratio", 0.5),), 0, Budget(samples=64))
     assert cell.key == Cell("another name", "mae_tiny", (("mask_ratio", 0.5),), 0, Budget(samples=64)).key
