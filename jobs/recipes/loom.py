@@ -41,7 +41,7 @@ class LoomRecipe(AutoencoderRecipe):
         stems: dict[str, StemConfig] = {
             "spectral": SpectralStemConfig(kernel_px=self.kernel_px, facts=self.facts),
             "dofa": DofaStemConfig(kernel_px=self.kernel_px),
-            "sensor": SensorStemConfig(),
+            "sensor": SensorStemConfig(has_tokens=True),
         }
         encoder = loom_encoder(self.backbone, self.token_size_m, sensors, stems[self.stems])
         config = LoomConfig(
