@@ -5,7 +5,10 @@ with the traceback.
 """
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import islice
 from typing import Any
@@ -90,6 +93,8 @@ def _apart(arguments: list[str], names: set[str]) -> tuple[list[str], list[str]]
     return own, others
 
 
+LISTING = {"pretrain", "distill", "sweep"}
+"""Alone they list what they can do."""
 ON_THIS_MACHINE = {"submit", "manifest"}
 JOBS = {
     **data_commands.COMMANDS,
@@ -109,6 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
+    if len(arguments) == 1 and arguments[0] in LISTING:
+        arguments.append("--help")
     output = sys.stdout
     if arguments[0] != "submit" and {"-h", "--help"}.isdisjoint(arguments):
         # The output is the summary alone: Ray prints notices about its cluster to standard output, until the process ends.
@@ -116,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if arguments[0] not in JOBS:
             raise InputError(f"job '{arguments[0]}' is unknown (known: {', '.join(JOBS)}); see terraloom --help")
-        with told(arguments[0]):
+        with read_by_people(), told(arguments[0]):
             summary = JOBS[arguments[0]](arguments[1:])
     except (InputError, ModelInputError) as error:
         print(f"terraloom: {_first_cause(error)}", file=sys.stderr)
@@ -131,6 +138,21 @@ def main(arguments: list[str] | None = None) -> None:
 
         show(summary, output)
     raise SystemExit(int(summary.get("exit_status", 0)))
+
+
+@contextmanager
+def read_by_people() -> Iterator[None]:
+    """Let whoever reads the output stop (`--help | head`): that is no error."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if sys.stdout is not sys.__stdout__:  # a job's own trouble: its output goes elsewhere
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        raise SystemExit(0) from None
 
 
 def _first_cause(error: Exception) -> str:

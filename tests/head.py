@@ -17,7 +17,7 @@ NODE = ["--block", "--object-store-memory", "150000000"]
 
 
 class Cluster:
-    """A head and nodes, each with a raylet of its own. `environment` is that in which to talk to it.
+    """A head and nodes, each with a raylet of its own. `environment` is that in which to talk to it; `address` that of its GCS.
 
     nodes: CPUs of each node beside the head; given: what the nodes' environment has besides, such as keys.
     """
@@ -37,7 +37,7 @@ class Cluster:
         self._processes: list[subprocess.Popen[str]] = []
         for attempt in range(ATTEMPTS):
             ports = free_ports(("port", "dashboard-port", "ray-client-server-port"))
-            self._address = f"127.0.0.1:{ports['port']}"
+            self.address = f"127.0.0.1:{ports['port']}"
             if self._starts(["--head", "--num-cpus", str(cpus), "--temp-dir", str(self.folder), *flags(ports)], attempt):
                 break
         self.environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{ports['dashboard-port']}"
@@ -47,7 +47,7 @@ class Cluster:
     def add(self, cpus: int) -> None:
         """Start one more node and wait until it has joined."""
         for attempt in range(ATTEMPTS):
-            if self._starts(["--address", self._address, "--num-cpus", str(cpus)], attempt):
+            if self._starts(["--address", self.address, "--num-cpus", str(cpus)], attempt):
                 return
 
     def processes(self) -> list[psutil.Process]:

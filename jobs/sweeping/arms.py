@@ -9,7 +9,7 @@ from jobs.sweeping.cell import Cell
 from jobs.sweeping.ledger import Ledger
 from jobs.sweeping.quiz import Answers
 from jobs.sweeping.rows import LOSSES, PROBES
-from jobs.sweeping.verdict import Gain, OfSeeds, gain
+from jobs.sweeping.verdict import Gain, OfSeeds, gain, lead
 from jobs.sweeping.worker import STATISTICS, UNTRAINED
 
 
@@ -17,6 +17,7 @@ def compare(rows: pd.DataFrame, cells: Sequence[Cell], ledger: Ledger, reference
     """Return a line for each arm, best first: sizes, mean and spread of scores over seeds, and Gains over what is beside it.
 
     over_reference, over_untrained (the same encoders before training) and over_statistics; None where one side has no answers.
+    leads: by how much the mean loss under each named exam is lower than the reference's.
     """
     trained, untrained = _answers(cells, ledger)
     statistics: OfSeeds = {}
@@ -40,6 +41,7 @@ def compare(rows: pd.DataFrame, cells: Sequence[Cell], ledger: Ledger, reference
         line["over_reference_by_label"] = _by_label(own, trained[reference]) if line["over_reference"] else {}
         line["over_untrained"] = gain(own, before) if own else None
         line["over_statistics"] = gain(own, statistics) if own and statistics else None
+        line["leads"] = {exam: lead(*pair) for exam, pair in _losses(rows, str(arm), reference).items()}
         lines.append(line)
     return sorted(lines, key=lambda line: -line["probe"] if line["probe"] == line["probe"] else 0.0)
 
@@ -88,12 +90,11 @@ def words(lines: Sequence[dict[str, Any]], reference: str, statistics: float | N
             said.append(f"{line['arm']} against {reference}: {told.words()}{of_labels}.")
     if len(asked) > 6 and reference:
         said += _sides(f"than {reference}", [line for line in asked if line["over_reference"]], "over_reference")
-    for exam in _exams(asked):
-        losses = {line["arm"]: line[exam] for line in asked if exam in line}
-        if len(losses) > 1:
-            low = min(losses, key=lambda arm: losses[arm])
-            shown = ", ".join(f"{arm} {value:.4g}" for arm, value in losses.items())
-            said.append(f"Held-out loss {exam.removeprefix(LOSSES).replace('/mean', '')}: lowest for {low} ({shown}).")
+    for exam in sorted({exam for line in asked for exam in line["leads"]}):
+        name = exam.removeprefix(LOSSES).removesuffix("/mean")
+        shown = ", ".join(f"{line['arm']} {line[exam]:.4g}" for line in asked if exam in line)
+        told = "; ".join(f"{line['arm']} {told.words()}" for line in asked if (told := line["leads"].get(exam)))
+        said.append(f"Held-out loss {name}: {shown}. Against {reference}: {told or 'one seed, so there is no interval'}.")
     return said
 
 
@@ -107,8 +108,10 @@ def _sides(than: str, lines: Sequence[dict[str, Any]], field: str) -> list[str]:
     return [f"Of {sum(map(len, sides.values()))} arms, {than}, " + "; ".join(parts) + "."]
 
 
-def _exams(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the mean losses that arms share because a plan asks all of them the same: named exams only."""
-    return sorted(
-        {name for line in lines for name in line if name.startswith(LOSSES) and name.count("/") == 2 and name.endswith("/mean")}
-    )
+def _losses(rows: pd.DataFrame, arm: str, reference: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Return exam -> mean losses of an arm and of the reference by seed, of named exams: these ask all arms the same."""
+    both = [rows[rows["arm"] == name].set_index("seed") for name in (arm, reference)]
+    seeds = both[0].index.intersection(both[1].index) if arm != reference else []
+    exams = [name for name in rows if name.startswith(LOSSES) and name.count("/") == 2 and name.endswith("/mean")]
+    pairs = {exam: (both[0].loc[seeds, exam].tolist(), both[1].loc[seeds, exam].tolist()) for exam in exams}
+    return {exam: pair for exam, pair in pairs.items() if pair[0] and not pd.isna([*pair[0], *pair[1]]).any()}

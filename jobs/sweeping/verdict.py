@@ -1,4 +1,5 @@
-"""Which arm is better, in words: paired differences of probes, answer by answer, with intervals over seeds and samples.
+"""Which arm is better, in words: paired differences of probes, answer by answer, with intervals over seeds and samples; of
+held-out losses, whose samples are the same for all, seed by seed.
 
 Each resample draws seeds and test samples with replacement, for both arms alike: what makes a sample hard for both is no
 uncertainty. With three seeds an interval over them is rough, and samples of neighbouring sites are not independent: both
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 from jobs.evaluation.metrics import Classified
 from jobs.sweeping.quiz import Answers
@@ -51,6 +53,16 @@ def gain(own: OfSeeds, other: OfSeeds) -> Gain:
             draws[number, draw] = np.mean([_score(pairs[i][0], chosen) - _score(pairs[i][1], chosen) for i in seeds])
     low, high = np.nanpercentile(draws.mean(0), BOUNDS)
     return Gain(float(np.mean(values)), float(low), float(high))
+
+
+def lead(losses: Sequence[float], other: Sequence[float]) -> Gain | None:
+    """Return by how much `losses` are lower than `other`, seed by seed, with Student's interval; None for fewer than two seeds."""
+    leads = np.subtract(other, losses)
+    if len(leads) < 2:
+        return None
+    value = float(leads.mean())
+    half = float(student.ppf(BOUNDS[1] / 100, len(leads) - 1) * leads.std(ddof=1) / np.sqrt(len(leads)))
+    return Gain(value, value - half, value + half)
 
 
 def _score(answers: Answers, chosen: np.ndarray) -> float:

@@ -31,11 +31,18 @@ def sizes(cell: Cell, rate: float = 1e-3) -> Sizes:
     return Sizes("vit", 24 * dial, dial, 2 * parameters, parameters, parameters, flops, 16, samples // 16, 1.0, rate, 4)
 
 
-def finish(ledger: Ledger, cell: Cell, of: Sizes, loss: dict[str, float], answers: dict[str, Answers] | None = None) -> None:
+def finish(
+    ledger: Ledger,
+    cell: Cell,
+    of: Sizes,
+    loss: dict[str, float],
+    answers: dict[str, Answers] | None = None,
+    exam: float | None = None,
+) -> None:
     answers = answers or {}
     facts = {
         "sizes": asdict(of) | {"samples": of.samples, "flops": of.flops},
-        "loss": {"": {"mean": float(np.mean(list(loss.values()))), **loss}},
+        "loss": {"": {"mean": float(np.mean(list(loss.values()))), **loss}} | ({} if exam is None else {"hidden": {"mean": exam}}),
         "probes": {name: {"metric": "accuracy", "score": a.score, "low": 0.0, "high": 1.0} for name, a in answers.items()},
         "health": {"effective_rank/optical": 5.0},
         "counted_flops": of.flops,
@@ -143,9 +150,10 @@ def test_arms_are_told_apart_only_where_they_differ(tmp_path: Path) -> None:
     plan = Plan("planted", "Which is better?", cells, "arms", "same", ("one archive",))
     ledger, right = Ledger(str(tmp_path)), {"good": 0.9, "same": 0.7, "poor": 0.5}
     of = Sizes("vit", 48, 2, 10, 10, 10, 1e6, 16, 4, 1.0, 1e-3, 1)
+    hidden = {"good": (0.50, 0.52, 0.51), "same": (0.60, 0.62, 0.64), "poor": (0.58, 0.70, 0.66)}
     for cell in cells:
         own = {QUIZ: answers(right[cell.arm], 0), f"{QUIZ}/{UNTRAINED}": answers(0.7, 0)}
-        finish(ledger, cell, of, {"optical": 1.0}, own)
+        finish(ledger, cell, of, {"optical": 1.0}, own, hidden[cell.arm][cell.seed])
     statistics = Cell("", STATISTICS, (), 0, Budget(samples=1))
     finish(ledger, statistics, of, {"optical": 1.0}, {QUIZ: answers(0.8, 0)})
     (tmp_path / "cells" / statistics.key).rename(tmp_path / "cells" / STATISTICS)
@@ -156,3 +164,6 @@ def test_arms_are_told_apart_only_where_they_differ(tmp_path: Path) -> None:
     assert "than the same encoder before training, better: 1 (good); not told apart: 1 (same); worse: 1 (poor)" in said
     assert "than these image statistics, better: 1 (good); worse: 2 (same, poor)" in said
     assert "good against same: better (+0.200, +0.1" in said
+    # Leads of 0.10, 0.10, 0.13: 0.110 with a deviation of 0.0173, and 4.303 is Student's quantile of two degrees of freedom.
+    assert "Held-out loss hidden: good 0.51, same 0.62, poor 0.6467. Against same: good better (+0.110, +0.067 to +0.153); " in said
+    assert "poor not told apart (-0.027, " in said
