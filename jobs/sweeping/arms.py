@@ -92,7 +92,7 @@ def words(lines: Sequence[dict[str, Any]], reference: str, statistics: float | N
         said += _sides(f"than {reference}", [line for line in asked if line["over_reference"]], "over_reference")
     for exam in sorted({exam for line in asked for exam in line["leads"]}):
         name = exam.removeprefix(LOSSES).removesuffix("/mean")
-        shown = ", ".join(f"{line['arm']} {line[exam]:.4g}" for line in asked if exam in line)
+        shown = "; ".join(f"{line['arm']} {line[exam]:.4g}" for line in asked if exam in line)
         told = "; ".join(f"{line['arm']} {told.words()}" for line in asked if (told := line["leads"].get(exam)))
         said.append(f"Held-out loss {name}: {shown}. Against {reference}: {told or 'one seed, so there is no interval'}.")
     return said

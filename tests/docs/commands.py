@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(3600)
 TRAINED = {"num-steps": "2", "batch-size": "2", "checkpoint-every": "1", "health-every": "2", "workers": "0"}
 SWEPT = {"seeds": "1", "held-out-samples": "16", "probe-samples": "40"}
 SMALL: dict[str, dict[str, str]] = {
-    "simulate": {"size-m": "3840", "satellite-dates": "2", "num-changes": "2"},
+    "simulate": {"size-m": "3840", "satellite-dates": "2"},
     "coregister": {"shard-sites": "2"},  # so that a small planet has all splits
     "ingest": {"shard-sites": "2"},
     "pretrain": TRAINED,
@@ -34,7 +34,7 @@ SMALL: dict[str, dict[str, str]] = {
     "evaluate": {"seeds": "1", "decoder-steps": "2", "finetune-steps": "2"},
     "sweep ladder": SWEPT | {"sizes": "1 2", "samples": "16 32"},
     "sweep rate_transfer": SWEPT | {"sizes": "1 2", "samples": "32", "rates": "0.001 0.002"},
-    "sweep genealogy": SWEPT | {"teraflops": "0.005"},
+    **{f"sweep {plan}": SWEPT | {"teraflops": "0.005"} for plan in ("genealogy", "masking", "temporal")},
 }
 SMALL_FILES = {"num_steps: 400": "num_steps: 2, batch_size: 2, workers: 0", "[landcover, flood]": "[landcover]"}
 """In files of YAML; the planet has no floods."""
@@ -54,15 +54,14 @@ REFUSES = {"--rollback": "no champion before"}
 """After a round that promoted nothing there is nothing to go back to."""
 
 STAGE = """
-terraloom simulate planet --size-m 3840 --satellite-dates 2 --num-changes 2
+terraloom simulate planet --size-m 3840 --satellite-dates 2
 terraloom coregister planet/scenes archive --labels planet/truth --shard-sites 2
 terraloom ingest oscd DATA/oscd archive --shard-sites 2
 terraloom ingest ombria DATA/ombria archive --shard-sites 2
-terraloom ingest pan_sharpening DATA/pansharpening other --site-size-m 128 --shard-sites 2
+terraloom ingest bigearthnet DATA/bigearthnet other --site-size-m 1200
 terraloom pretrain msgfm archive first --num-steps 2 --batch-size 2 --workers 0
-terraloom pretrain msgfm other second --num-steps 2 --batch-size 2 --workers 0
 terraloom distill student first archive small --students vit resnet --num-steps 2 --batch-size 2 --workers 0
-terraloom evaluate landcover first scores --protocols knn --seeds 1
+terraloom evaluate landcover first scores --protocols knn --seeds 1 --finetune-steps 2
 terraloom embed small/models/vit archive embedded --format geoparquet
 """
 GIVEN = {
@@ -71,7 +70,7 @@ GIVEN = {
     **dict.fromkeys(("ARCHIVE", "archive", "suite", "demo/archive"), "archive"),
     **dict.fromkeys(("RUNS/first", "runs/pretrained", "PRETRAINED", "TEACHER_RUN"), "first"),
     **dict.fromkeys(("RUNS/small", "MODEL_RUN"), "small"),
-    **{"RUNS/second": "second", "RUNS/scores": "scores", "EMBEDDED": "embedded", "OTHER": "other"},
+    **{"RUNS/scores": "scores", "EMBEDDED": "embedded", "OTHER": "other"},
     **{"RUN": "small", "RUN/models/vit": "small/models/vit", "RUNS/all": "scores"},
     **{"scenes.json": "planet/scenes/scenes.json", "scene.tif": "scene.tif", "field.tif": "scene.tif"},
     **{"DATA": "DATA", "FOLDER": "DATA/pansharpening", "BIGEARTHNET": "DATA/bigearthnet", "SEN12MSCR": "DATA/sen12mscr"},

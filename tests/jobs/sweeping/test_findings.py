@@ -165,5 +165,5 @@ def test_arms_are_told_apart_only_where_they_differ(tmp_path: Path) -> None:
     assert "than these image statistics, better: 1 (good); worse: 2 (same, poor)" in said
     assert "good against same: better (+0.200, +0.1" in said
     # Leads of 0.10, 0.10, 0.13: 0.110 with a deviation of 0.0173, and 4.303 is Student's quantile of two degrees of freedom.
-    assert "Held-out loss hidden: good 0.51, same 0.62, poor 0.6467. Against same: good better (+0.110, +0.067 to +0.153); " in said
+    assert "Held-out loss hidden: good 0.51; same 0.62; poor 0.6467. Against same: good better (+0.110, +0.067 to +0.153); " in said
     assert "poor not told apart (-0.027, " in said
