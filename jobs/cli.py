@@ -151,7 +151,7 @@ def read_by_people() -> Iterator[None]:
     except BrokenPipeError:
         if sys.stdout is not sys.__stdout__:  # a job's own trouble: its output goes elsewhere
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
         raise SystemExit(0) from None
 
 

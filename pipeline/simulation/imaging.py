@@ -1,6 +1,6 @@
 """The physics between ground and sensor: sun, haze, clouds, terrain, resolution, and the detector's noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,14 @@ from pipeline.simulation.planet import FINE_M, HEIGHT_STEP_M, TONE_ONE, TRUTH_M,
 INCIDENCE_DEG = 39.0
 LOOKS = 4.5
 CLOUD_HEIGHT_M = 1200.0
-STRIP = 256  # rows rendered at once
+STRIP = 256
+"""Rows rendered and written at once."""
+
+
+def strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield rows of an image, STRIP at a time."""
+    for top in range(0, shape[0], STRIP):
+        yield slice(top, min(top + STRIP, shape[0]))
 
 
 @dataclass(frozen=True)
@@ -124,8 +131,8 @@ def aerial_image(sky: np.random.Generator, acquisition: Acquisition, surface: Su
     image = np.empty((3, *surface.code.shape), np.uint8)
     reach = int(40 / np.tan(sun.elevation) / FINE_M) + 2
     drop = np.tan(sun.elevation) * FINE_M / HEIGHT_STEP_M
-    for top in range(0, surface.code.shape[0], STRIP):
-        rows = slice(top, min(top + STRIP, surface.code.shape[0]))
+    for rows in strips(surface.code.shape):
+        top = rows.start
         height = np.pad(
             surface.height[max(top - reach, 0) : rows.stop + reach].astype(np.int16),
             ((0, 0), (reach, reach)),

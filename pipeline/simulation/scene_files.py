@@ -1,7 +1,6 @@
 """Files of a planet: scenes as their sensors store them, cloud masks, and what is true on the ground."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,8 @@ from pipeline.sensors import Sensor
 from pipeline.simulation.acquisitions import Acquisition, moment
 from pipeline.simulation.config import CHANGE_DAY, YEAR
 from pipeline.simulation.frame import Frame, Grid
-from pipeline.simulation.imaging import Clouds, Sampler, detect, sampler
+from pipeline.simulation.imaging import Clouds, Sampler, detect, sampler, strips
 from pipeline.simulation.planet import CLASSES, TRUTH_M, Planet
-
-STRIP = 256
-"""Rows rendered and written at once."""
-
-
-def _strips(shape: tuple[int, int]) -> Iterator[slice]:
-    for top in range(0, shape[0], STRIP):
-        yield slice(top, min(top + STRIP, shape[0]))
 
 
 def write_scene(
@@ -40,7 +31,7 @@ def write_scene(
         file.descriptions = sensor.band_names
         file.scales, file.offsets = (sensor.scale,) * file.count, (sensor.offset,) * file.count
         file.update_tags(SENSOR=sensor.name, DATETIME=acquisition.time.isoformat())
-        for rows in _strips(grid.shape):
+        for rows in strips(grid.shape):
             planet_m = grid.planet_m(rows)
             counts = sensor.to_stored(detect(sample(planet_m), sensor, draw))
             np.maximum(counts, nodata + 1, out=counts)
@@ -56,7 +47,7 @@ def write_mask(path: Path, acquisition: Acquisition, grid: Grid, size_m: float, 
     num_seen = num_cloudy = 0
     with _geotiff(path, grid, 1, "uint8", None) as file:
         file.update_tags(DATETIME=acquisition.time.isoformat())
-        for rows in _strips(grid.shape):
+        for rows in strips(grid.shape):
             planet_m = grid.planet_m(rows)
             cloud, shadow = sample(planet_m) > 0.2
             is_seen = acquisition.sees(planet_m, size_m)

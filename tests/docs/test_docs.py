@@ -92,7 +92,7 @@ def test_a_command_is_understood(page: str, arguments: list[str], only_parsing: 
             assert len(arguments) == 2
             return
     arguments = [word for word in arguments if word != "--json"]
-    if {"--help", "-h"} & set(arguments) or arguments[0] in cli.LISTING and len(arguments) == 1:
+    if {"--help", "-h"} & set(arguments) or (arguments[0] in cli.LISTING and len(arguments) == 1):
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         assert ended.value.code == 0

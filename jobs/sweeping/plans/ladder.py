@@ -38,7 +38,6 @@ class Family:
         common: list[Setting] = [
             ("train.batch_size", self.batch_size),
             ("train.lanes", 1),
-            ("train.workers", "0"),
             ("train.optimiser.learning_rate", chosen),
         ]
         if getattr(load_recipe("pretrain", self.recipe), "normalise_patches", False):
