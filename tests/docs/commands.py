@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -53,6 +54,8 @@ NOT_RUN = {
 REFUSES = {"--rollback": "no champion before"}
 """After a round that promoted nothing there is nothing to go back to."""
 
+PARTS = {"oscd": ("bercy", "paris", "aguasclaras", "nantes"), "ombria": ("train/*/*8.png",)}
+"""Of the largest data sets."""
 STAGE = """
 terraloom simulate planet --size-m 3840 --satellite-dates 2
 terraloom coregister planet/scenes archive --labels planet/truth --shard-sites 2
@@ -136,12 +139,13 @@ def stage(environment: dict[str, str], shared_data: Path, tmp_path_factory: pyte
     (folder / "DATA").mkdir()
     for source in shared_data.iterdir():
         (folder / "DATA" / source.name).symlink_to(source)
-    (folder / "DATA/ombria").unlink()  # the largest in places: a quarter of it
-    for number, path in enumerate(sorted((shared_data / "ombria/train").glob("flood_mask/*.png"))):
-        for kind in path.parents[1].iterdir() if number % 4 == 0 else ():
-            to = folder / "DATA/ombria/train" / kind.name / path.name
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.symlink_to(kind / path.name)
+    for large in ("ombria", "oscd"):
+        (folder / "DATA" / large).unlink()
+        for part in PARTS[large]:
+            for source in shared_data.glob(f"{large}/{part}"):
+                to = folder / "DATA" / source.relative_to(shared_data)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                to.symlink_to(source)
     place = Place(folder, environment)
     for command in commands(STAGE):
         place.run(command)
@@ -189,7 +193,9 @@ def run(words: list[str], given: dict[str, str], place: Place, stage: Path) -> N
         assert program == "terraloom", f"{program}: say in NOT_RUN why it is not run"
         job, arguments = words[1], words[2:]
         made = next(iter(arguments[MAKES[job] :]), None) if job in MAKES and arguments[:1] != ["search"] else None
-        if made and job not in ("coregister", "ingest"):
+        if made and made.startswith("s3://"):
+            empty(place.environment, made)
+        elif made and job not in ("coregister", "ingest"):
             shutil.rmtree(place.folder / made, ignore_errors=True)
         for word in arguments:
             if word != made:
@@ -228,8 +234,11 @@ def smaller(words: list[str]) -> list[str]:
     before, command = words[: skipped + (skipped == 2)], words[skipped + (skipped == 2) :]
     if {"--help", "--dry-run"} & set(command) or len(command) == 1 or command[0] in ("manifest", "estimate"):
         return words
-    sizes = SMALL.get(command[0], {}) | SMALL.get(" ".join(command[:2]), {})
-    sizes |= {option: value for option, value in ON_CPU.items() if f"--{option}" in command}
+    sizes = dict(SMALL.get(command[0], {})) | SMALL.get(" ".join(command[:2]), {})
+    if "--workers 0" not in " ".join(command):
+        sizes |= {option: value for option, value in ON_CPU.items() if f"--{option}" in command}
+    if "--gap-sites" in command:  # takes what it leaves out of shards as large as they are by default
+        sizes.pop("shard-sites", None)
     kept: list[str] = []
     is_ours = False
     for word in command:
@@ -238,22 +247,28 @@ def smaller(words: list[str]) -> list[str]:
     return before + kept + [part for option, value in sizes.items() for part in (f"--{option}", *value.split())]
 
 
+def s3_client(store: dict[str, str]) -> Any:
+    keys = {"aws_access_key_id": store["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": store["AWS_SECRET_ACCESS_KEY"]}
+    return boto3.client("s3", endpoint_url=store["AWS_ENDPOINT_URL"], region_name=store["AWS_REGION"], **keys)
+
+
+def empty(store: dict[str, str], url: str) -> None:
+    """Remove what is below a URL."""
+    s3 = s3_client(store)
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for item in page.get("Contents", []):
+            s3.delete_object(Bucket=bucket, Key=item["Key"])
+
+
 def fill(store: dict[str, str], stage: Path) -> None:
     """Make buckets as they were, without what another page has left."""
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=store["AWS_ENDPOINT_URL"],
-        region_name=store["AWS_REGION"],
-        aws_access_key_id=store["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=store["AWS_SECRET_ACCESS_KEY"],
-    )
+    s3 = s3_client(store)
     there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     for bucket, kinds in S3.items():
         if bucket not in there:
             s3.create_bucket(Bucket=bucket)
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-        for key in [item["Key"] for page in pages for item in page.get("Contents", [])]:
-            s3.delete_object(Bucket=bucket, Key=key)
+        empty(store, f"s3://{bucket}")
         for kind in kinds:
             source = stage / GIVEN[kind]
             prefix = "" if kind == bucket else f"{kind}/"
