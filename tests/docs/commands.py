@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, str]] = {
     "sweep rate_transfer": SWEPT | {"sizes": "1 2", "samples": "32", "rates": "0.001 0.002"},
     **{f"sweep {plan}": SWEPT | {"teraflops": "0.005"} for plan in ("genealogy", "masking", "temporal")},
 }
+SMALL_RECIPES = {"loom_base": "loom_tiny"}
 SMALL_FILES = {"num_steps: 400": "num_steps: 2, batch_size: 2, workers: 0", "[landcover, flood]": "[landcover]"}
 """In files of YAML; the planet has no floods."""
 ON_CPU = {"workers": "1", "gpus-per-worker": "0"}
@@ -239,6 +240,7 @@ def smaller(words: list[str]) -> list[str]:
         sizes |= {option: value for option, value in ON_CPU.items() if f"--{option}" in command}
     if "--gap-sites" in command:  # takes what it leaves out of shards as large as they are by default
         sizes.pop("shard-sites", None)
+    command = [SMALL_RECIPES.get(word, word) for word in command]
     kept: list[str] = []
     is_ours = False
     for word in command:
