@@ -4,6 +4,7 @@ Run as it stands but for two things. A size is a small one (SMALL), GPUs and man
 stands where the page has it, small (STANDS_FOR). What cannot be run without machines that we do not have is in NOT_RUN, with the reason.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -75,6 +76,7 @@ STANDS_FOR = {
     "planet/truth": "LABELS truth demo/planet/truth",
     "planet/scenes/scenes.json": "scenes.json",
     "scene.tif": "scene.tif field.tif",
+    "radar": "RADAR",
     "archive": "ARCHIVE archive suite demo/archive",
     "other": "OTHER",
     "first": "RUNS/first runs/pretrained PRETRAINED TEACHER_RUN",
@@ -160,7 +162,11 @@ def stage(environment: dict[str, str], shared_data: Path, tmp_path_factory: pyte
     for command in commands(STAGE):
         place.run(command)
     shutil.copy(next((folder / "planet/scenes").glob("sentinel2*.tif")), folder / "scene.tif")
-    (folder / "new.json").write_text('{"new": [], "withheld": []}')
+    scenes = json.loads((folder / "planet/scenes/scenes.json").read_text())["features"]
+    newest = max((scene for scene in scenes if "sentinel2" in scene["id"]), key=lambda scene: scene["properties"]["datetime"])
+    (folder / "new.json").write_text(json.dumps({"new": [newest["id"]], "withheld": []}))
+    power = np.random.default_rng(0).gamma(4, 0.02, (2, 64, 64)).astype(np.float32)
+    rasters.write(folder / "radar" / "power.tif", power, tags={"DATETIME": "2023-06-01T05:30:00Z"}, names=("VV", "VH"))
     pixels = np.random.default_rng(0).integers(300, 4000, (4, 960, 960)).astype(np.uint16)
     rasters.write(folder / "acme" / "acme_1_ms.tif", pixels, gsd_m=4)
     return folder
