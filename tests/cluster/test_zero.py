@@ -91,7 +91,9 @@ def _run_recipes(rank: int, world: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    mp.spawn(_run, (2, 0, STEPS, str(folder)), 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder / "compiled"))
+        mp.spawn(_run, (2, 0, STEPS, str(folder)), 2)
     return folder
 
 
@@ -102,6 +104,10 @@ def switched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mp.spawn(_run, (world, start, stop, str(folder)), world)
         start = stop
     return folder
+
+
+def test_nothing_is_compiled_on_the_way(whole: Path) -> None:
+    assert not (whole / "compiled").exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)
