@@ -28,9 +28,10 @@ from cluster.experts import OwnExperts
 from cluster.optimiser import OptimiserConfig
 from models.batch import Batch
 
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-"""Else DeepSpeed (0.19) compiles it where there is no GPU, for inference alone; whoever is killed meanwhile leaves a lock that all
-later processes of the machine wait for, without end."""
+if get_accelerator().device_name() == "cpu":
+    # DeepSpeed (0.19) would compile it at the first start, for inference alone; whoever is killed meanwhile leaves a lock that all
+    # later processes of the machine wait for, without end.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 TAG = "state"
 RANKS = "ranks.txt"
 """In a checkpoint, how many ranks wrote it."""
