@@ -149,10 +149,10 @@ def test_a_dry_run_explains_and_starts_nothing(archive: str, plan_file: str, tmp
 
 
 def test_without_arguments_the_plans_are_listed() -> None:
-    status, output, errors = terraloom("sweep")
-    assert status == 2
+    status, output, _ = terraloom("sweep")
+    assert status == 0
     for name in ("ladder", "isoflop", "rate_transfer", "genealogy", "temporal", "hypernetwork", "FILE.yaml"):
-        assert f"\n  {name}" in output + errors
+        assert f"\n  {name}" in output
 
 
 @pytest.mark.parametrize(
