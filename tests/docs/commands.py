@@ -173,7 +173,7 @@ def stage(environment: dict[str, str], shared_data: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path) -> Place:
+def place(environment: dict[str, str], tmp_path: Path) -> Place:
     return Place(tmp_path, dict(environment))
 
 
