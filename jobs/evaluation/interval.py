@@ -23,10 +23,10 @@ def units_of(outcome: Outcome) -> tuple[str, list[np.ndarray]]:
     return "samples", list(np.arange(len(outcome))[:, None])
 
 
-def draws(outcome: Outcome, seed: int) -> list[np.ndarray]:
-    """Return the samples of each resample; the same for outcomes of the same samples, so that these can be compared."""
+def draws(outcome: Outcome, seed: int, resamples: int = RESAMPLES) -> list[np.ndarray]:
+    """Return the samples of each resample: of the same places for outcomes with the same places, so that these can be compared."""
     rng, (_, units) = np.random.default_rng(seed), units_of(outcome)
-    return [np.concatenate([units[i] for i in rng.integers(len(units), size=len(units))]) for _ in range(RESAMPLES)]
+    return [np.concatenate([units[i] for i in rng.integers(len(units), size=len(units))]) for _ in range(resamples)]
 
 
 def intervals(outcome: Outcome, seed: int = 0) -> dict[str, tuple[float, float]]:

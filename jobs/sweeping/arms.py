@@ -27,7 +27,7 @@ def compare(rows: pd.DataFrame, cells: Sequence[Cell], ledger: Ledger, reference
     for arm, of in rows.groupby("arm", sort=False):
         own, before = trained[str(arm)], untrained[str(arm)]
         line: dict[str, Any] = {name: str(of[name].iloc[0]) for name in ("recipe", "backbone")}
-        line |= {name: int(of[name].iloc[0]) for name in ("parameters", "steps", "samples")} | {
+        line |= {name: int(of[name].iloc[0]) for name in ("parameters", "active_parameters", "steps", "samples")} | {
             "passes": float(of["passes"].iloc[0])
         }
         line |= {"arm": str(arm), "seeds": len(of), "counted_flops": float(of["counted_flops"].mean())}
@@ -44,6 +44,19 @@ def compare(rows: pd.DataFrame, cells: Sequence[Cell], ledger: Ledger, reference
         line["leads"] = {exam: lead(*pair) for exam, pair in _losses(rows, str(arm), reference).items()}
         lines.append(line)
     return sorted(lines, key=lambda line: -line["probe"] if line["probe"] == line["probe"] else 0.0)
+
+
+def pairs(rows: pd.DataFrame, cells: Sequence[Cell], ledger: Ledger, versus: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a sentence for each pair of arms that a plan wants compared, as each arm is with the reference."""
+    trained, _ = _answers(cells, ledger)
+    finished, said = set(rows["arm"]), []
+    for one, other in versus:
+        if {one, other} <= finished and trained[one] and trained[other]:
+            said.append(_against(one, other, gain(trained[one], trained[other]), _by_label(trained[one], trained[other])))
+        for exam, losses in (_losses(rows, one, other) if {one, other} <= finished else {}).items():
+            if told := lead(*losses):
+                said.append(f"Held-out loss {_exam(exam)}, {one} against {other}: {told.words()}.")
+    return said
 
 
 def _by_label(own: OfSeeds, other: OfSeeds) -> dict[str, Gain]:
@@ -86,16 +99,23 @@ def words(lines: Sequence[dict[str, Any]], reference: str, statistics: float | N
         said += _sides("than these image statistics", asked, "over_statistics")
     for line in asked:
         if (told := line["over_reference"]) is not None and len(asked) <= 6:
-            of_labels = "".join(f"; {label} {of.words()}" for label, of in line["over_reference_by_label"].items())
-            said.append(f"{line['arm']} against {reference}: {told.words()}{of_labels}.")
+            said.append(_against(line["arm"], reference, told, line["over_reference_by_label"]))
     if len(asked) > 6 and reference:
         said += _sides(f"than {reference}", [line for line in asked if line["over_reference"]], "over_reference")
     for exam in sorted({exam for line in asked for exam in line["leads"]}):
-        name = exam.removeprefix(LOSSES).removesuffix("/mean")
         shown = "; ".join(f"{line['arm']} {line[exam]:.4g}" for line in asked if exam in line)
         told = "; ".join(f"{line['arm']} {told.words()}" for line in asked if (told := line["leads"].get(exam)))
-        said.append(f"Held-out loss {name}: {shown}. Against {reference}: {told or 'one seed, so there is no interval'}.")
+        said.append(f"Held-out loss {_exam(exam)}: {shown}. Against {reference}: {told or 'one seed, so there is no interval'}.")
     return said
+
+
+def _against(one: str, other: str, told: Gain, by_label: dict[str, Gain]) -> str:
+    of_labels = "".join(f"; {label} {of.words()}" for label, of in by_label.items())
+    return f"{one} against {other}: {told.words()}{of_labels}."
+
+
+def _exam(column: str) -> str:
+    return column.removeprefix(LOSSES).removesuffix("/mean")
 
 
 def _sides(than: str, lines: Sequence[dict[str, Any]], field: str) -> list[str]:

@@ -51,6 +51,7 @@ class PlanFile(_Part):
     exams: dict[str, dict[str, Any]] = {}
     finding: Literal["law", "isoflop", "rates", "arms"] = "arms"
     reference: str = ""
+    versus: list[tuple[str, str]] = []
 
     def plan(self) -> Plan:
         """Return what is to be run."""
@@ -70,7 +71,7 @@ class PlanFile(_Part):
                 for budget, seed in itertools.product(budgets, range(self.seeds)):
                     cells.append(Cell(title, arm.recipe, settings, seed, budget, arm.teacher, exams))
         finding: Finding = self.finding
-        return Plan(self.name, self.question, tuple(cells), finding, self.reference)
+        return Plan(self.name, self.question, tuple(cells), finding, self.reference, tuple(self.versus))
 
     def _of_size(self, recipe: str, size: int) -> tuple[Setting, ...]:
         if not size:

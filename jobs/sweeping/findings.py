@@ -73,7 +73,8 @@ def _arms(plan: Plan, done: Sequence[Cell], rows: pd.DataFrame, ledger: Ledger) 
     summary = {"arms": [_plain(line) for line in lines], "statistics": statistics, "reference": plan.reference}
     shown = [_shown(line) for line in lines]
     figures = {"arms": drawing.arms(lines, statistics)} if any(line["over_untrained"] for line in lines) else {}
-    return Findings(summary, arms.words(lines, plan.reference, statistics), [("Arms, best first", shown)], figures)
+    said = arms.words(lines, plan.reference, statistics) + arms.pairs(rows, done, ledger, plan.versus)
+    return Findings(summary, said, [("Arms, best first", shown)], figures)
 
 
 def _sizes(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -114,7 +115,8 @@ def _shown(line: dict[str, Any]) -> dict[str, Any]:
     for name in ("over_reference", "over_untrained", "over_statistics"):
         if line[name] is not None:
             shown[name.replace("_", " ")] = line[name].words()
-    shown |= {"backbone": line["backbone"], "parameters": line["parameters"], "steps": line["steps"], "samples": line["samples"]}
+    shown |= {"backbone": line["backbone"], "parameters": line["parameters"], "used a token": line["active_parameters"]}
+    shown |= {"steps": line["steps"], "samples": line["samples"]}
     shown["TFLOP counted"] = f"{line['counted_flops'] / 1e12:.4f}"
     for measure in ("effective_rank", "feature_std"):
         values = [value for name, value in line.items() if name.startswith(f"health/{measure}/")]

@@ -26,6 +26,7 @@ class Plan:
     in which every arm is compared with `reference` and with what it was before training.
 
     question  what it is to answer, in words
+    versus    pairs of arms that are compared, too
     caveats   what its answer does not say
     budgets   operations that a law is asked what to spend on; none: those of the largest run, and ten times as many
     """
@@ -35,6 +36,7 @@ class Plan:
     cells: tuple[Cell, ...]
     finding: Finding = "arms"
     reference: str = ""
+    versus: tuple[tuple[str, str], ...] = ()
     caveats: tuple[str, ...] = ()
     budgets: tuple[float, ...] = ()
 
@@ -47,8 +49,8 @@ class Plan:
                 raise InputError(f"plan '{self.name}' has the same run twice: {other} and {cell}; leave one out")
         if unknown := {cell.teacher for cell in self.cells} - {""} - set(self.arms):
             raise InputError(f"plan '{self.name}' has no arm '{sorted(unknown)[0]}' to teach another (has {', '.join(self.arms)})")
-        if self.reference and self.reference not in self.arms:
-            raise InputError(f"plan '{self.name}' has no arm '{self.reference}' to compare with (has {', '.join(self.arms)})")
+        for compared in {self.reference, *(arm for pair in self.versus for arm in pair)} - {"", *self.arms}:
+            raise InputError(f"plan '{self.name}' has no arm '{compared}' to compare with (has {', '.join(self.arms)})")
 
     @property
     def arms(self) -> list[str]:

@@ -1,9 +1,9 @@
 """Which arm is better, in words: paired differences of probes, answer by answer, with intervals over seeds and samples; of
 held-out losses, whose samples are the same for all, seed by seed.
 
-Each resample draws seeds and test samples with replacement, for both arms alike: what makes a sample hard for both is no
-uncertainty. With three seeds an interval over them is rough, and samples of neighbouring sites are not independent: both
-make true intervals wider than these.
+Each resample draws seeds and places (`evaluation.interval`) with replacement, for both arms and all quizzes alike: what makes
+a place hard for both is no uncertainty, and one encoder answers all quizzes of its seed. With three seeds an interval over
+them is rough: the true one is wider.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
+from jobs.evaluation import interval
 from jobs.evaluation.metrics import Classified
 from jobs.sweeping.quiz import Answers
 
 DRAWS = 400
-BOUNDS = (2.5, 97.5)
 OfSeeds = Mapping[str, Sequence[Answers]]
 """Answers by quiz, of each seed."""
 
@@ -41,17 +41,16 @@ class Gain:
 def gain(own: OfSeeds, other: OfSeeds) -> Gain:
     """Return by how much `own` scores better than `other` in the mean over quizzes and seeds, which both have."""
     names = sorted(own.keys() & other.keys())
-    rng, draws = np.random.default_rng(0), np.zeros((len(names), DRAWS))
-    values = []
+    num_seeds = max(len(answers) for of in (own, other) for answers in of.values())
+    seeds = np.random.default_rng(0).integers(num_seeds, size=(DRAWS, num_seeds))
+    values, draws = [], np.zeros((len(names), DRAWS))
     for number, name in enumerate(names):
         mine, theirs = own[name], other[name]
-        pairs = [(mine[i % len(mine)], theirs[i % len(theirs)]) for i in range(max(len(mine), len(theirs)))]
+        pairs = [(mine[i % len(mine)], theirs[i % len(theirs)]) for i in range(num_seeds)]
         values.append(np.mean([a.score - b.score for a, b in pairs]))
-        size = len(pairs[0][0].outcome)
-        for draw in range(DRAWS):
-            seeds, chosen = rng.integers(len(pairs), size=len(pairs)), rng.integers(size, size=size)
-            draws[number, draw] = np.mean([_score(pairs[i][0], chosen) - _score(pairs[i][1], chosen) for i in seeds])
-    low, high = np.nanpercentile(draws.mean(0), BOUNDS)
+        for draw, chosen in enumerate(interval.draws(mine[0].outcome, 0, DRAWS)):
+            draws[number, draw] = np.mean([_score(pairs[i][0], chosen) - _score(pairs[i][1], chosen) for i in seeds[draw]])
+    low, high = np.nanpercentile(draws.mean(0), interval.BOUNDS)
     return Gain(float(np.mean(values)), float(low), float(high))
 
 
@@ -61,7 +60,7 @@ def lead(losses: Sequence[float], other: Sequence[float]) -> Gain | None:
     if len(leads) < 2:
         return None
     value = float(leads.mean())
-    half = float(student.ppf(BOUNDS[1] / 100, len(leads) - 1) * leads.std(ddof=1) / np.sqrt(len(leads)))
+    half = float(student.ppf(interval.BOUNDS[1] / 100, len(leads) - 1) * leads.std(ddof=1) / np.sqrt(len(leads)))
     return Gain(value, value - half, value + half)
 
 

@@ -75,7 +75,8 @@ class RemovalOptions(Common):
 def temporal(options: TemporalOptions, archive: Archive) -> Plan:
     names = ("simclr_tiny", "temporal_simclr_tiny", "moco_tiny", "temporal_moco_tiny", "seco_tiny")
     question = "Are dates of a place better positives than crops of an image, for classification and for change?"
-    return _plan("temporal", question, {name: (name, {}) for name in names}, options, "simclr_tiny")
+    versus = (("temporal_moco_tiny", "moco_tiny"), ("seco_tiny", "moco_tiny"))
+    return _plan("temporal", question, {name: (name, {}) for name in names}, options, "simclr_tiny", versus=versus)
 
 
 def masking(options: MaskingOptions, archive: Archive) -> Plan:
@@ -108,7 +109,8 @@ def cross_sensor(options: CrossSensorOptions, archive: Archive) -> Plan:
     for name in ("rs_byol_tiny", "rs_byol_three_tiny", "byol_sensors_tiny", "vicreg_sensors_tiny", "barlow_twins_sensors_tiny"):
         arms[name] = (name, pairs)
     question = "Do optical and radar views teach each other better by prediction (RS-BYOL), contrast or redundancy reduction?"
-    return _plan("cross_sensor", question, arms, options, "simclr of sensors")
+    stems = tuple(("byol_sensors_tiny", name) for name in ("rs_byol_tiny", "rs_byol_three_tiny"))
+    return _plan("cross_sensor", question, arms, options, "simclr of sensors", versus=stems)
 
 
 def moe(options: MoeOptions, archive: Archive) -> Plan:
@@ -150,7 +152,7 @@ def hypernetwork(options: HypernetworkOptions, archive: Archive) -> Plan:
     question = (
         f"What must a hypernetwork be told of a band, to rebuild one sensor from another and to read {options.unseen} unseen?"
     )
-    return _plan("hypernetwork", question, arms, options, "true wavelength", exams)
+    return _plan("hypernetwork", question, arms, options, "true wavelength", exams, (("all facts", "own stems"),))
 
 
 def composition(options: CompositionOptions, archive: Archive) -> Plan:
@@ -182,7 +184,13 @@ def removal(options: RemovalOptions, archive: Archive) -> Plan:
 
 
 def _plan(
-    name: str, question: str, arms: dict[str, Arm], options: Common, reference: str, exams: dict[str, dict[str, Any]] | None = None
+    name: str,
+    question: str,
+    arms: dict[str, Arm],
+    options: Common,
+    reference: str,
+    exams: dict[str, dict[str, Any]] | None = None,
+    versus: tuple[tuple[str, str], ...] = (),
 ) -> Plan:
     asked: tuple[tuple[str, tuple[Setting, ...]], ...] = tuple((of, tuple(s.items())) for of, s in (exams or {}).items())
     budget = Budget(flops=options.teraflops * 1e12)
@@ -191,7 +199,7 @@ def _plan(
         for seed in range(options.seeds)
         for arm, (recipe, settings) in arms.items()
     ]
-    return Plan(name, question, tuple(cells), "arms", reference, CAVEATS)
+    return Plan(name, question, tuple(cells), "arms", reference, versus, CAVEATS)
 
 
 def _is_reflectance(archive: Archive, name: str) -> bool:

@@ -66,7 +66,7 @@ def genealogy(options: GenealogyOptions, archive: Archive) -> Plan:
         for arm, (name, settings) in arms.items()
     )
     question = f"Which objective makes the best encoder with {options.teraflops:g} TFLOP on this archive?"
-    return Plan("genealogy", question, cells, "arms", REFERENCE if REFERENCE in arms else "", CAVEATS)
+    return Plan("genealogy", question, cells, "arms", REFERENCE if REFERENCE in arms else "", caveats=CAVEATS)
 
 
 def on_common(recipe: Any) -> Any:

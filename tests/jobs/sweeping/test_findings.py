@@ -1,6 +1,6 @@
 """What sweeps conclude, from ledgers with a planted truth: laws, rates, arms; and what cannot be told."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from jobs.sweeping.plans.ladder import IsoflopOptions, LadderOptions, RateOption
 from jobs.sweeping.quiz import Answers
 from jobs.sweeping.rows import rows_of, to_parquet
 from jobs.sweeping.sizes import Sizes
+from jobs.sweeping.verdict import gain
 from jobs.sweeping.worker import STATISTICS, UNTRAINED
 
 LAWS = {"optical": Law(0.35, 40.0, 0.5, 300.0, 0.6), "radar": Law(0.8, 30.0, 0.5, 500.0, 0.6)}
@@ -141,13 +142,33 @@ def answers(right: float, seed: int) -> Answers:
     """Return answers of which a share is right: the first ones, so that arms are right about the same samples."""
     labels = np.random.default_rng(seed).integers(0, 3, 200).astype(float)
     wrong = np.arange(200) >= round(200 * right)
-    place = np.array([f"place{i % 20}" for i in range(200)])
+    place = np.array([f"place{i}" for i in np.random.default_rng(0).integers(0, 20, 200)])
     return Answers(Classified(place, labels, np.where(wrong, (labels + 1) % 3, labels), ("a", "b", "c")))
+
+
+def test_seeds_are_drawn_once_for_all_quizzes() -> None:
+    """One encoder answers all of them: more quizzes do not make its seeds more."""
+    lucky = [answers(right, 0) for right in (0.9, 0.7, 0.5)]
+    other = [answers(0.7, 0)] * 3
+    one, many = (gain({f"q{i}": lucky for i in range(n)}, {f"q{i}": other for i in range(n)}) for n in (1, 8))
+    assert (many.low, many.high) == pytest.approx((one.low, one.high))
+    assert one.low < -0.1 < 0.1 < one.high
+
+
+def test_places_are_drawn_rather_than_samples() -> None:
+    """All samples of a place are answered alike, so twenty places say no more than twenty samples."""
+    labels, number = np.zeros(200), np.arange(200)
+    outcomes = [
+        Classified(np.array([f"place{i % places:03d}" for i in number]), labels, (number % 20 < 4).astype(float), ("a", "b"))
+        for places in (20, 200)
+    ]
+    few, all_of_them = (gain({"q": [Answers(of)]}, {"q": [Answers(replace(of, predicted=labels))]}) for of in outcomes)
+    assert few.high - few.low > 2 * (all_of_them.high - all_of_them.low)
 
 
 def test_arms_are_told_apart_only_where_they_differ(tmp_path: Path) -> None:
     cells = tuple(Cell(arm, arm, (), seed, Budget(samples=64)) for arm in ("good", "same", "poor") for seed in range(3))
-    plan = Plan("planted", "Which is better?", cells, "arms", "same", ("one archive",))
+    plan = Plan("planted", "Which is better?", cells, "arms", "same", (("good", "poor"),), ("one archive",))
     ledger, right = Ledger(str(tmp_path)), {"good": 0.9, "same": 0.7, "poor": 0.5}
     of = Sizes("vit", 48, 2, 10, 10, 10, 1e6, 16, 4, 1.0, 1e-3, 1)
     hidden = {"good": (0.50, 0.52, 0.51), "same": (0.60, 0.62, 0.64), "poor": (0.58, 0.70, 0.66)}
@@ -167,3 +188,5 @@ def test_arms_are_told_apart_only_where_they_differ(tmp_path: Path) -> None:
     # Leads of 0.10, 0.10, 0.13: 0.110 with a deviation of 0.0173, and 4.303 is Student's quantile of two degrees of freedom.
     assert "Held-out loss hidden: good 0.51; same 0.62; poor 0.6467. Against same: good better (+0.110, +0.067 to +0.153); " in said
     assert "poor not told apart (-0.027, " in said
+    assert "good against poor: better (+0.400, +0.3" in said
+    assert "Held-out loss hidden, good against poor: better (+0.137, +0.0" in said

@@ -136,6 +136,8 @@ def test_plans_that_contradict_themselves_are_refused() -> None:
         Plan("p", "", (cell, Cell("b", "mae_tiny", (), 0, Budget(samples=64))))
     with pytest.raises(InputError, match="plan 'p' has no arm 'c' to compare with"):
         Plan("p", "", (cell,), reference="c")
+    with pytest.raises(InputError, match="plan 'p' has no arm 'd' to compare with"):
+        Plan("p", "", (cell,), versus=(("a", "d"),))
     with pytest.raises(InputError, match="plan 'p' has no arm 'teacher' to teach another"):
         Plan("p", "", (Cell("a", "gfm_tiny", (), 0, Budget(samples=64), "teacher"),))
     with pytest.raises(InputError, match="plan 'p' has no cells"):
