@@ -5,10 +5,13 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 import ray
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.forwarded import forwarded, require_no_password
@@ -18,6 +21,19 @@ from pipeline.errors import ClusterGone, InputError
 AGENT_SECONDS = 60
 STOP_SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+@contextmanager
+def _with_token() -> Iterator[None]:
+    """Turn what Ray says of a token that is missing, unreadable or wrong into one line; the token is not in it."""
+    try:
+        yield
+    except AuthenticationError as error:
+        reason = error.message.splitlines()[0].split(". ")[0]
+        raise InputError(
+            f"the job server takes no request from here ({reason}), expected the cluster's own token; "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that has it (RAY_AUTH_TOKEN goes before it)"
+        ) from None
 
 
 def submit(arguments: list[str], address: str | None) -> dict[str, Any]:
@@ -30,6 +46,7 @@ def submit(arguments: list[str], address: str | None) -> dict[str, Any]:
     return follow(client, begin(client, arguments))
 
 
+@_with_token()
 def begin(client: JobSubmissionClient, arguments: list[str]) -> str:
     """Submit `terraloom *arguments` and return the job's name on the cluster."""
     for argument in arguments:
@@ -40,6 +57,7 @@ def begin(client: JobSubmissionClient, arguments: list[str]) -> str:
     return job
 
 
+@_with_token()
 def job_server(address: str | None) -> JobSubmissionClient:
     """Return the job server at `address`, RAY_API_SERVER_ADDRESS or this machine's; raise InputError for none or another Ray's."""
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
@@ -57,6 +75,7 @@ def job_server(address: str | None) -> JobSubmissionClient:
     return client
 
 
+@_with_token()
 def follow(client: JobSubmissionClient, job: str) -> dict[str, Any]:
     """Print a job's log as it is written, from its beginning, until it ends; return how it ended."""
     _require(client, job)
@@ -72,6 +91,7 @@ def follow(client: JobSubmissionClient, job: str) -> dict[str, Any]:
         ) from None
 
 
+@_with_token()
 def status(client: JobSubmissionClient, job: str) -> dict[str, Any]:
     """Return where a job stands; its exit status is 0 while it has none."""
     _require(client, job)
@@ -81,6 +101,7 @@ def status(client: JobSubmissionClient, job: str) -> dict[str, Any]:
     return facts | {"exit_status": 0 if is_well else int(info.driver_exit_code or 1)}
 
 
+@_with_token()
 def stop(client: JobSubmissionClient, job: str) -> dict[str, Any]:
     """Stop a job and wait until it has ended: a run goes on from its last checkpoint when it is submitted again."""
     _require(client, job)

@@ -1,4 +1,4 @@
-"""Submitting to a real Ray head with its job server and token: logs, exit status, refusal without a server."""
+"""Submitting to a real Ray head with its job server and token: logs, exit status, refusal without a server or token."""
 
 import json
 import os
@@ -6,11 +6,15 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import ray
 
+from cluster.submit import begin, follow, job_server, status, stop
+from pipeline.errors import InputError
 from tests.head import Cluster
 
 
@@ -20,6 +24,35 @@ def head():
     cluster = Cluster(cpus=2)
     yield cluster.environment
     cluster.stop()
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[..., str]]:
+    """Start a job server of some Ray version, which answers everything else with a status of its own; return its address."""
+    servers = []
+
+    def start(version: str, status_of_others: int = 404) -> str:
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                about = {"version": "4", "ray_version": version, "ray_commit": "", "session_name": ""}
+                body = json.dumps(about).encode()
+                self.send_response(200 if self.path == "/api/version" else status_of_others)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Answer))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
 
 
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,22 +94,37 @@ def test_a_job_is_asked_about_and_stopped(head: dict[str, str], tmp_path: Path) 
     assert "the cluster knows no job 'nothing' (knows" in unknown.stderr
 
 
-def test_a_cluster_of_another_ray_is_refused() -> None:
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps({"version": "4", "ray_version": "2.61.0", "ray_commit": "", "session_name": ""}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"RAY_AUTH_MODE": "disabled"}, "Authentication required: Unauthorized: Missing authentication token"),
+        ({"RAY_AUTH_TOKEN_PATH": "/no/token"}, "RAY_AUTH_TOKEN_PATH is set but file cannot be opened or is empty: /no/token"),
+        ({"RAY_AUTH_TOKEN": "planted" * 8}, "Authentication failed: Forbidden: Invalid authentication token"),
+    ],
+    ids=["none", "no file", "wrong"],
+)
+def test_without_the_clusters_token_is_one_line(head: dict[str, str], given: dict[str, str], reason: str) -> None:
+    done = submit(head | given, "verify", "x")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"({reason}), expected the cluster's own token; set RAY_AUTH_MODE=token" in line
+    assert "planted" not in line + done.stdout
 
-        def log_message(self, *_: object) -> None:
-            pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    done = submit({**os.environ}, "--address", f"http://127.0.0.1:{server.server_address[1]}", "verify", "x")
-    server.shutdown()
+def test_a_token_that_is_taken_no_more_is_one_line(answering: Callable[..., str]) -> None:
+    """The cluster was started anew, with another, while its job was followed."""
+    client = job_server(answering(ray.__version__, status_of_others=403))
+    for about in (follow, status, stop):
+        with pytest.raises(
+            InputError, match=r"takes no request from here \(Authentication failed: .*\), expected the cluster's own"
+        ):
+            about(client, "raysubmit_1")
+    with pytest.raises(InputError, match="expected the cluster's own token"):
+        begin(client, ["verify", "x"])
+
+
+def test_a_cluster_of_another_ray_is_refused(answering: Callable[..., str]) -> None:
+    done = submit({**os.environ}, "--address", answering("2.61.0"), "verify", "x")
     assert done.returncode == 2
     assert re.search(r"runs Ray 2\.61\.0, this is [\d.]+; install the cluster's here", done.stderr)
 
