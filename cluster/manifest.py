@@ -191,7 +191,7 @@ def _fault_tolerance(config: ManifestConfig, is_standing: bool) -> dict[str, Any
     """Return where the head keeps what must outlive it: a cluster of one job is made anew instead."""
     if config.redis:
         password = {"valueFrom": {"secretKeyRef": {"name": config.redis_secret, "key": "password"}}}
-        options: dict[str, Any] = {"backend": "redis", "redisAddress": config.redis}
+        options: dict[str, Any] = {"redisAddress": config.redis}
         return options | ({"redisPassword": password} if config.redis_secret else {})
     return {"backend": "rocksdb", "storage": {"size": "1Gi"}} if is_standing else None
 

@@ -14,6 +14,10 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from cluster.manifest import ManifestConfig, manifest
 from jobs.cli import JOBS, main
@@ -143,7 +147,6 @@ def test_what_every_cluster_has(kind: dict[str, Any]) -> None:
     (cpu,), (gpu,) = (list(pods(pools[name])) for name in ("cpu", "gpu"))
     assert "nvidia.com/gpu" not in cpu["containers"][0]["resources"]["limits"]
     assert gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
-    assert pools["cpu"]["priority"] > pools["gpu"].get("priority", 0)
     selected = found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
     for template in [cluster["headGroupSpec"]["template"], *(pool["template"] for pool in pools.values())]:
         assert selected.items() <= template["metadata"]["labels"].items()
@@ -151,6 +154,31 @@ def test_what_every_cluster_has(kind: dict[str, Any]) -> None:
         (container,) = pod["containers"]
         assert container["image"] == "registry.example/terraloom:7"
         assert pod["securityContext"]["runAsNonRoot"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pool"), [({"CPU": 1}, "cpu"), ({"CPU": 16}, "cpu"), ({"CPU": 17}, "gpu"), ({"CPU": 1, "GPU": 1}, "gpu")]
+)
+def test_the_autoscaler_starts_gpu_nodes_only_where_they_are_needed(wanted: dict[str, int], pool: str) -> None:
+    """Ray's own, from the fields as they stand."""
+    config = AutoscalingConfig(
+        _derive_autoscaling_config_from_ray_cr(objects(kind="RayCluster")["RayCluster"]), skip_content_hash=True
+    )
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_nodes(),
+        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(wanted)]),
+    )
+    assert [(node.instance_type, node.count) for node in ResourceDemandScheduler(None).schedule(request).to_launch] == [(pool, 1)]
+
+
+def test_older_operators_know_every_field() -> None:
+    """KubeRay before 1.7 has neither; Kubernetes refuses what it does not know."""
+    for kind in KINDS:
+        text = manifest(ManifestConfig(**kind, redis="redis:6379"), ARGUMENTS)
+        assert "priority:" not in text
+        assert "backend:" not in text
 
 
 def test_tables_of_a_standing_cluster_outlive_its_head() -> None:
