@@ -3,6 +3,7 @@
 One chain: what its parts leave is what the next ones need, and what is searched at the end.
 """
 
+import gzip
 import json
 import re
 import subprocess
@@ -12,10 +13,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
@@ -306,6 +311,29 @@ def test_the_dashboard_shows_what_is_exported(setting: Setting, run: str) -> Non
     assert names - setting.exported == set()
 
 
+def plain(name: str, content: bytes) -> bytes:
+    """Return a file's bytes, and behind them what they hold compressed as text; chunks of arrays stay as they are."""
+    found = content
+    if name.endswith(".gz"):
+        found += gzip.decompress(content)
+    elif name.endswith(".parquet"):
+        found += str(pq.read_table(BytesIO(content)).to_pylist()).encode()
+    elif name.endswith(".npz"):
+        for array in np.load(BytesIO(content)).values():
+            found += str(array.tolist()).encode() if array.dtype.kind == "U" else array.tobytes()
+    return found
+
+
+def test_what_is_compressed_is_searched() -> None:
+    table, arrays = BytesIO(), BytesIO()
+    pq.write_table(pa.table({"note": [f"{i} {SECRET}" for i in range(99)]}), table, compression="zstd", use_dictionary=False)
+    np.savez_compressed(arrays, text=np.array([SECRET] * 99), raw=np.frombuffer(USER.encode() * 99, np.uint8))
+    files = {"a.parquet": table.getvalue(), "a.npz": arrays.getvalue(), "a.gz": gzip.compress(SECRET.encode() * 99)}
+    assert plain("a.npz", files["a.npz"]).count(USER.encode()) == 99
+    for name, content in files.items():
+        assert content.count(SECRET.encode()) < 99 <= plain(name, content).count(SECRET.encode()), name
+
+
 def test_nothing_secret_is_told(setting: Setting, run: str) -> None:
     """Not by jobs, manifests, what is on S3, nor in the clusters' own folders."""
     call = [sys.executable, "-m", "jobs.cli", "manifest", *TRAIN, "--secret", "earth-keys"]
@@ -319,4 +347,5 @@ def test_nothing_secret_is_told(setting: Setting, run: str) -> None:
                 texts[str(path)] = path.read_bytes()
     assert any("job-driver-raysubmit" in name for name in texts)
     secrets = [SECRET.encode(), *(cluster.token.encode() for cluster in setting.clusters)]
-    assert [name for name, text in texts.items() if any(secret in text for secret in secrets)] == []
+    readable = {name: plain(name, content) for name, content in texts.items()}
+    assert [name for name, text in readable.items() if any(secret in text for secret in secrets)] == []
