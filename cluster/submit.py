@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import aiohttp
 import ray
+import tyro
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -21,6 +23,24 @@ from pipeline.errors import ClusterGone, InputError
 AGENT_SECONDS = 60
 STOP_SECONDS = 60
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+@dataclass(frozen=True)
+class SubmitConfig:
+    """Where a job is submitted and what its driver has."""
+
+    address: str | None = None
+    """Of the job server; default: RAY_API_SERVER_ADDRESS, or this machine's."""
+    driver_cpus: int = 0
+    """CPUs of the cluster that are kept for the driver, the job's own process; 0: it runs on the head beside its tables."""
+    driver_gpus: int = 0
+    env: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A variable that the job has as it is set here, beside those of the store's place; again for each. Others see its value."""
+
+    def __post_init__(self) -> None:
+        for field in ("driver_cpus", "driver_gpus"):
+            if getattr(self, field) < 0:
+                raise InputError(f"{field} is {getattr(self, field)}, expected at least 0")
 
 
 @contextmanager
@@ -36,23 +56,30 @@ def _with_token() -> Iterator[None]:
         ) from None
 
 
-def submit(arguments: list[str], address: str | None) -> dict[str, Any]:
-    """Submit `terraloom *arguments` to the job server at `address`, follow it to its end, and report how it ended.
+def submit(arguments: list[str], config: SubmitConfig) -> dict[str, Any]:
+    """Submit `terraloom *arguments` to the job server at `config.address`, follow it to its end, and report how it ended.
 
     The code is the `terraloom` installed on the cluster, of the same version. Relative paths are made absolute, so
     they must be on storage that the cluster sees.
     """
-    client = job_server(address)
-    return follow(client, begin(client, arguments))
+    client = job_server(config.address)
+    return follow(client, begin(client, arguments, config))
 
 
 @_with_token()
-def begin(client: JobSubmissionClient, arguments: list[str]) -> str:
+def begin(client: JobSubmissionClient, arguments: list[str], config: SubmitConfig = SubmitConfig()) -> str:
     """Submit `terraloom *arguments` and return the job's name on the cluster."""
     for argument in arguments:
         require_no_password("argument", argument)
     entrypoint = shlex.join(["terraloom", *map(_absolute, arguments)])
-    job = _submit_when_ready(client, entrypoint, {"env_vars": forwarded()}, {"job": arguments[0]})
+    job = _submit_when_ready(
+        client,
+        entrypoint=entrypoint,
+        runtime_env={"env_vars": forwarded(config.env)},
+        metadata={"job": arguments[0]},
+        entrypoint_num_cpus=config.driver_cpus or None,
+        entrypoint_num_gpus=config.driver_gpus or None,
+    )
     print(f"submitted {job}: {entrypoint}", file=sys.stderr, flush=True)
     return job
 
@@ -120,12 +147,12 @@ def _require(client: JobSubmissionClient, job: str) -> None:
         raise InputError(f"the cluster knows no job '{job}' (knows {', '.join(known) or 'none'})")
 
 
-def _submit_when_ready(client: JobSubmissionClient, entrypoint: str, environment: dict[str, Any], metadata: dict[str, str]) -> str:
+def _submit_when_ready(client: JobSubmissionClient, **job: Any) -> str:
     """Submit; a cluster that has just started has a job server before it has an agent that starts jobs."""
     limit = time.monotonic() + AGENT_SECONDS
     while True:
         try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env=environment, metadata=metadata)
+            return client.submit_job(**job)
         except RuntimeError as error:
             if "No available agent" not in str(error):
                 raise

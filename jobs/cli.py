@@ -47,19 +47,28 @@ terraloom JOB --help says more. --json: the last line on standard output is the 
 
 
 def _submit(arguments: list[str]) -> dict[str, Any]:
-    from cluster.submit import follow, job_server, status, stop, submit
+    from cluster.submit import SubmitConfig, follow, job_server, status, stop, submit
+    from jobs.arguments import parse
 
-    address = None
-    if arguments[:1] == ["--address"]:
-        address, arguments = (arguments[1] if len(arguments) > 1 else None), arguments[2:]
+    names = {f"--{field.name.replace('_', '-')}" for field in fields(SubmitConfig)}
+    own, arguments = _before_the_job(arguments, names)
+    config = parse(SubmitConfig, own, "submit", "Run a job on a Ray cluster; these options stand before the job.")
     about = {"follow": follow, "status": status, "stop": stop}
     if arguments and arguments[0] in about:
         if len(arguments) != 2:
             raise InputError(f"expected 'terraloom submit [--address URL] {arguments[0]} SUBMISSION', as submit has named it")
-        return about[arguments[0]](job_server(address), arguments[1])
+        return about[arguments[0]](job_server(config.address), arguments[1])
     if not arguments or arguments[0] not in JOBS or arguments[0] in ON_THIS_MACHINE:
         raise InputError("nothing to submit; expected 'terraloom submit [--address URL] JOB ...' with a job and its arguments")
-    return submit(arguments, address)
+    return submit(arguments, config)
+
+
+def _before_the_job(arguments: list[str], names: set[str]) -> tuple[list[str], list[str]]:
+    """Return the options before the job, those called `names` with their values, and the job with what follows."""
+    end = 0
+    while end < len(arguments) and arguments[end].startswith("-"):
+        end += 2 if arguments[end] in names else 1
+    return arguments[:end], arguments[end:]
 
 
 def _manifest(arguments: list[str]) -> dict[str, Any]:

@@ -246,8 +246,10 @@ def real(word: str, place: Place) -> str:
 
 def smaller(words: list[str]) -> list[str]:
     """Return a command with sizes for two CPUs and seconds, where it has or may have them."""
-    skipped = 2 if words[0] == "submit" and words[1] == "--address" else int(words[0] == "submit")
-    before, command = words[: skipped + (skipped == 2)], words[skipped + (skipped == 2) :]
+    start = int(words[0] == "submit")
+    while start and words[start].startswith("--"):
+        start += 2
+    before, command = words[:start], words[start:]
     if {"--help", "--dry-run"} & set(command) or len(command) == 1 or command[0] in ("manifest", "estimate"):
         return words
     sizes = dict(SMALL.get(command[0], {})) | SMALL.get(" ".join(command[:2]), {})

@@ -9,11 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import ray
 
-from cluster.submit import begin, follow, job_server, status, stop
+from cluster.submit import SubmitConfig, begin, follow, job_server, status, stop
+from jobs.cli import main
 from pipeline.errors import InputError
 from tests.head import Cluster
 
@@ -68,10 +71,67 @@ def test_job_runs_and_its_log_comes_back(head: dict[str, str], planet: Path, tmp
     assert "sentinel1_grd" in done.stdout
 
 
-def test_exit_status_of_the_job_is_ours(head: dict[str, str]) -> None:
-    done = submit(head, "verify", "/no/archive")
+def test_exit_status_and_variables_of_the_job_are_ours(head: dict[str, str]) -> None:
+    done = submit(head | {"NOTE": "planted"}, "--driver-cpus", "1", "--env", "NOTE", "verify", "/no/archive")
     assert done.returncode == 2
     assert "no archive at '/no/archive'" in done.stdout
+    assert "planted" not in done.stdout + done.stderr
+    token = Path(head["RAY_AUTH_TOKEN_PATH"]).read_text()
+    asked = Request(f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    with urlopen(asked, timeout=60) as answer:
+        (job,) = (job for job in json.load(answer) if job["entrypoint"] == "terraloom verify /no/archive")
+    assert job["runtime_env"]["env_vars"]["NOTE"] == "planted"
+
+
+class Keeping:
+    """Stands for a job server: keeps what it is asked for."""
+
+    def submit_job(self, **asked: Any) -> str:
+        self.asked = asked
+        return "raysubmit_1"
+
+
+def test_a_driver_has_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTE", "a b")
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    client = Keeping()
+    begin(client, ["verify", "x"], SubmitConfig(driver_cpus=2, driver_gpus=1, env=("NOTE",)))  # type: ignore[arg-type]
+    assert (client.asked["entrypoint_num_cpus"], client.asked["entrypoint_num_gpus"]) == (2, 1)
+    assert client.asked["runtime_env"]["env_vars"]["NOTE"] == "a b"
+    begin(client, ["verify", "x"])  # type: ignore[arg-type]
+    assert (client.asked["entrypoint_num_cpus"], client.asked["entrypoint_num_gpus"]) == (None, None)
+    assert "NOTE" not in client.asked["runtime_env"]["env_vars"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--env", "NOT_SET"], "variable 'NOT_SET' is not set here, expected its value in this environment; export it"),
+        (
+            ["--env", "HOME", "--env", "A=planted"],
+            "variable 'A' comes with a value, expected the name alone; set it here and give --env A",
+        ),
+        (["--env", "MY_API_KEY"], "variable 'MY_API_KEY' is a secret by its name, which others would see"),
+        (["--env", "URL"], "URL 'https://...@host' holds a password"),
+        (["--driver-cpus", "-1"], "driver_cpus is -1, expected at least 0"),
+        (["--driver-gpu", "1"], "did you mean '--driver-gpus'?"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    options: list[str],
+    message: str,
+    answering: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "planted")
+    monkeypatch.setenv("URL", "https://me:planted@host")
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "--address", answering(ray.__version__), *options, "verify", "x"])
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert "planted" not in told.err + told.out
 
 
 def test_a_job_is_asked_about_and_stopped(head: dict[str, str], tmp_path: Path) -> None:
