@@ -23,7 +23,7 @@ test: lint  ## lint, then all tests
 	$(BIN)/python -m pytest
 
 docs-check: setup  ## every link, Python block and command of README and docs, run: about an hour on two cores
-	$(BIN)/python -m pytest -s tests/docs tests/docs/commands.py
+	$(BIN)/python -m pytest -s tests/docs/test_docs.py tests/docs/commands.py
 
 demo: setup  ## the whole chain on a simulated planet, into demo/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m jobs.demo
