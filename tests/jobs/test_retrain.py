@@ -18,11 +18,12 @@ import torch
 import yaml
 
 from cluster.lease import holding
+from cluster.registry import Registry
 from jobs.arguments import flat_options, parse_recipe
 from jobs.coregister import coregister
 from jobs.pretrain import pretrain
 from jobs.retrain import retrain, roll_back, status
-from jobs.retraining.rounds import STAGES, Round
+from jobs.retraining.rounds import STAGES
 from jobs.simulate import scan_folder, simulate_planet
 from models.encoder import Encoder
 from pipeline.coregister import CoregisterConfig
@@ -132,12 +133,16 @@ def elsewhere(cluster: str, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=LIMIT_S)
 
 
-@pytest.fixture(scope="module")
-def first(place: Place, cluster: str) -> dict[str, Any]:
-    """The summary of the first round, which nothing disturbed."""
+def to_the_end(place: Place, cluster: str) -> dict[str, Any]:
     ended = elsewhere(cluster, "-m", "jobs.cli", "retrain", place.schedule, "--json")
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def first(place: Place, cluster: str) -> dict[str, Any]:
+    """The summary of the first round, which nothing disturbed."""
+    return to_the_end(place, cluster)
 
 
 def test_a_start_is_that_of_its_source(base: Path) -> None:
@@ -191,63 +196,60 @@ def test_broken_scenes_make_no_champion(place: Place, first: dict[str, Any]) -> 
         retrain(place.schedule)
 
 
-KILLED_WHILE_TRAINING = """
+KILLED = """
 import os, signal, sys
-from cluster.host import BareHost
+from pkgutil import resolve_name
 from jobs import cli
 
-commit = BareHost.commit
+owner, name, stage, *arguments = sys.argv[1:]
+owner = resolve_name(owner)
+go_on = getattr(owner, name)
 
-def commit_and_die(self, *given, **named):
-    commit(self, *given, **named)
-    os.kill(os.getpid(), signal.SIGKILL)
+def die_or_go_on(*given):
+    if stage in given or not stage:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return go_on(*given)
 
-BareHost.commit = commit_and_die
-cli.main(sys.argv[1:])
+setattr(owner, name, die_or_go_on)
+cli.main(arguments)
 """
-"""A `terraloom` that the kernel kills after its first checkpoint: no lock is given back, nothing is tidied up."""
+"""A `terraloom` that the kernel kills when it is about to do something: no lock is given back, nothing is tidied up."""
 
-KILLED_BEFORE_IT_IS_WRITTEN = """
-import os, signal, sys
-from jobs import cli
-from jobs.retraining.rounds import Round
+ROUND = "jobs.retraining.rounds:Round"
+MOMENTS = (
+    (None, "jobs.retraining.rounds:Rounds", "begin", ""),
+    ("extend", "jobs.coregister", "write_statistics", ""),  # the shards are there
+    ("drift", ROUND, "finish", "drift"),
+    ("train", "cluster.kept:Kept", "tidy", ""),  # the first checkpoint is there
+    ("train", ROUND, "finish", "train"),
+    ("compare", ROUND, "finish", "compare"),
+    ("decide", "cluster.registry:Registry", "promote", ""),  # the challenger is registered
+    ("decide", ROUND, "finish", "decide"),
+)
+"""The stage that a round is in, and what it is about to do: call a function of an owner, as one told of a stage if there is one."""
 
-Round.finish = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
-cli.main(sys.argv[1:])
-"""
-"""A `terraloom` that the kernel kills when it is about to write down what a stage has found."""
 
-
-def test_killed_at_every_stage_it_ends_the_same(
-    base: Path, first: dict[str, Any], cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the kernel, while the challenger trains and when that is done; then each further stage just before it is written down."""
+def test_killed_at_every_stage_it_ends_the_same(base: Path, place: Place, first: dict[str, Any], cluster: str) -> None:
+    """By the kernel, each time later, the same round going on in the same folder."""
+    assert {stage for stage, *_ in MOMENTS} == {None, *STAGES}
     other = made(base / "killed", base)
-    for program in (KILLED_WHILE_TRAINING, KILLED_BEFORE_IT_IS_WRITTEN):
-        ended = elsewhere(cluster, "-c", program, "retrain", other.schedule)
+    for stage, *moment in MOMENTS:
+        ended = elsewhere(cluster, "-c", KILLED, *moment, "retrain", other.schedule)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
-        assert [one.get("stage") for one in status(other.schedule)["rounds"]] == ["train"]
-    killed, finish = [], Round.finish
-
-    def killed_once(self: Round, stage: str, result: dict[str, Any]) -> None:
-        if stage not in killed and stage != "train":
-            killed.append(stage)
-            raise Killed
-        finish(self, stage, result)
-
-    monkeypatch.setattr(Round, "finish", killed_once)
-    rest = list(STAGES[STAGES.index("train") + 1 :])
-    for _ in rest:
-        with pytest.raises(Killed):
-            retrain(other.schedule)
-    done = retrain(other.schedule)
-    assert killed == rest
+        assert [one.get("stage") for one in status(other.schedule)["rounds"]] == ([stage] if stage else [])
+    done = to_the_end(other, cluster)
+    assert left_by(other) == left_by(place)
     weights = [Path(summary["model"], "model", "model.safetensors").read_bytes() for summary in (done, first)]
     assert weights[0] == weights[1]
-    same = ("outcome", "champion", "suite_digest", "scenes", "drift")
-    assert {name: done[name] for name in same} == {name: first[name] for name in same}
-    assert len(status(other.schedule)["history"]) == 2
+    assert {**done, "folder": None, "model": None} == {**first, "folder": None, "model": None}
+    assert [(one["number"], one["over"], one["reason"]) for one in status(other.schedule)["history"]] == [
+        (0, None, "the first"),
+        (1, 0, first["reason"]),
+    ]
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
+def left_by(place: Place) -> dict[str, Any]:
+    """Return what the stages of the first round found, and the versions of the registry, whichever folder they are in."""
+    stages = {stage: json.loads((place.rounds / "0001" / f"{stage}.json").read_text()) for stage in STAGES}
+    versions = [version.facts for version in Registry(str(place.root / "retraining" / "registry")).versions()]
+    return json.loads(json.dumps({**stages, "versions": versions}).replace(str(place.root), ""))
