@@ -64,10 +64,20 @@ class SweepConfig:
         if self.cell_cpus <= 0 or self.cell_gpus < 0 or self.at_once < 0:
             found = f"cell_cpus {self.cell_cpus:g}, cell_gpus {self.cell_gpus:g}, at_once {self.at_once}"
             raise InputError(f"a sweep has {found}, expected > 0, >= 0, >= 0")
+        if self.cell_gpus and self.workers != "0":
+            raise InputError(
+                f"cell_gpus is {self.cell_gpus:g} with workers '{self.workers}', expected 0, as GPUs are then held by each run's "
+                "workers; use --workers 0, or give the recipe's train.gpus_per_worker in a plan file"
+            )
 
 
 def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> dict[str, Any]:
     """Run what is missing of `plan`, and write what follows from all its cells; raise RunFailed if none could be finished."""
+    if plan.finding != "arms" and config.workers != "0":
+        raise InputError(
+            f"workers is '{config.workers}', expected 0 for plan '{plan.name}', which is about held-out losses, that are asked "
+            "of runs without workers only; use --workers 0"
+        )
     archive_url = storage.absolute(archive_url)
     archive = open_archive(archive_url)
     if unknown := sorted(set(config.probe_sensors) - set(archive.sensors)):
@@ -89,7 +99,7 @@ def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> di
         run.event("no_probe", because=f"'{archive_url}' has no label that a probe can answer in every split")
     run.begin(asked, {"plan": plan.name, "archive": archive_url, "digest": archive.digest()})
     connect()
-    sizes = _sizes(plan, archive_url, run)
+    sizes = _sizes(plan, archive_url, config, run)
     failed = _run_all(plan, sizes, archive_url, ledger, asked, config, run)
     done = [cell for cell in plan.cells if ledger.is_done(cell.key)]
     if not done:
@@ -144,7 +154,7 @@ def _size(plan: Plan, cell: Cell, archive_url: str, seconds: float = 0.0) -> Siz
     return sizes_of(cell, archive_url, plan.teacher_of(cell) if cell.teacher else None, seconds)
 
 
-def _sizes(plan: Plan, archive_url: str, run: Run) -> dict[str, Sizes]:
+def _sizes(plan: Plan, archive_url: str, config: SweepConfig, run: Run) -> dict[str, Sizes]:
     """Return the sizes of every cell by key: those written down by an earlier start, and further ones, once for all seeds."""
     url = run.path(SIZES)
     known = {key: Sizes(**of) for key, of in storage.read_json(url).items()} if storage.exists(url) else {}
@@ -155,7 +165,8 @@ def _sizes(plan: Plan, archive_url: str, run: Run) -> dict[str, Sizes]:
         if about not in alike:
             seconds = 0.0
             if cell.budget.hours:
-                seconds = ray.get(ray.remote(num_cpus=1)(seconds_per_step).remote(cell, archive_url, run.url))
+                timing: Any = ray.remote(num_cpus=config.cell_cpus, num_gpus=config.cell_gpus)(seconds_per_step)
+                seconds = ray.get(timing.remote(cell, archive_url, run.url))
             alike[about] = _size(plan, cell, archive_url, seconds)
         known[cell.key] = alike[about]
     if missing:

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
+from jobs import sweep
 from jobs.cli import main
 from jobs.sweeping import worker
 from jobs.sweeping.cell import Budget, Cell
@@ -139,6 +142,34 @@ def test_a_cell_that_had_trained_is_scored_without_training_again(
     assert set(answers) == {*trained, *(f"{name}/untrained" for name in trained)}
 
 
+def test_hours_are_steps_at_the_speed_of_a_cell(
+    archive: str, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Speed is measured once, for both seeds, with the CPUs that a cell has."""
+    plan, run, held = tmp_path / "hours.yaml", tmp_path / "run", tmp_path / "held"
+    plan.write_text("arms: {mae: {recipe: mae_tiny, settings: {train.batch_size: 2}}}\nseeds: 2\nhours: [0.002]\n")
+
+    def timed(*about: Any) -> float:
+        with held.open("a") as lines:
+            lines.write(f"{ray.get_runtime_context().get_assigned_resources()['CPU']}\n")
+        return worker.seconds_per_step(*about)
+
+    monkeypatch.setattr(sweep, "seconds_per_step", timed)
+    small = ["--probe-samples", "0", "--held-out-samples", "16", "--cell-cpus", "0.5"]
+    status, output, errors = terraloom("sweep", str(plan), archive, str(run), *small, "--json")
+    assert status == 0, errors
+    assert held.read_text() == "0.5\n"
+    assert json.loads(output.splitlines()[-1])["failed"] == 0
+    sizes = json.loads((run / "sizes.json").read_text())
+    (steps,) = {of["steps"] for of in sizes.values()}
+    assert steps >= 2
+    assert {path.parent.parent.name for path in run.glob("cells/*/train/summary.json")} == set(sizes)  # and no speed run is left
+    for path in run.glob("cells/*/summary.json"):
+        if path.parent.name in sizes:
+            metrics = path.parent / "train" / "metrics.jsonl"
+            assert len(metrics.read_text().splitlines()) == steps
+
+
 def test_a_dry_run_explains_and_starts_nothing(archive: str, plan_file: str, tmp_path: Path) -> None:
     status, output, _ = terraloom("sweep", plan_file, archive, str(tmp_path / "run"), "--dry-run", "True", "--json")
     assert status == 0
@@ -170,6 +201,14 @@ def test_without_arguments_the_plans_are_listed() -> None:
             ["moe", "ARCHIVE", "RUN", "--cell-cpus", "0"],
             "a sweep has cell_cpus 0, cell_gpus 0, at_once 0, expected > 0, >= 0, >= 0",
         ),
+        (
+            ["moe", "ARCHIVE", "RUN", "--cell-gpus", "1", "--workers", "2"],
+            "cell_gpus is 1 with workers '2', expected 0, as GPUs are then held by each run's workers; use --workers 0",
+        ),
+        *(
+            ([plan, "ARCHIVE", "RUN", "--workers", "2"], f"workers is '2', expected 0 for plan '{plan}'")
+            for plan in ("ladder", "isoflop", "rate_transfer")
+        ),
         (["moe", "ARCHIVE", "RUN", "--probe-sensors", "lidar"], "probe_sensors names lidar, "),
         (["moe", "ARCHIVE", "RUN", "--labels", "lakes"], "label 'lakes' is not in "),
         (["moe", "ARCHIVE", "RUN", "--held-out-samples", "0"], "probe_samples 400, held_out_samples 0 expected >= 0, >= 1"),
@@ -185,6 +224,7 @@ def test_wrong_input_is_one_line(arguments: list[str], said: str, archive: str, 
     assert status == 2
     (line,) = errors.splitlines()
     assert said in line
+    assert not list((tmp_path / "run").glob("cells/*"))
 
 
 def test_change_is_asked_of_sites_whose_ground_changed(archive: str, planet: Path, tmp_path: Path) -> None:
