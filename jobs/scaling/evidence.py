@@ -48,7 +48,7 @@ class Fit:
 
 def fit_law(runs: Runs, num_draws: int = 200, seed: int = 0, fit: Callable[[Runs], Law] = robust_fit) -> Fit:
     """Return the law of `runs` with its resampled fits; raise NotIdentifiable where they cannot support one."""
-    if reason := _too_little(runs):
+    if reason := too_little(runs):
         raise NotIdentifiable(f"no law from these runs: {reason}")
     law, rng = fit(runs), np.random.default_rng(seed)
     noise = float(np.std(np.log(runs.loss / law.loss(runs.parameters, runs.samples)), ddof=min(5, len(runs) - 1)))
@@ -86,7 +86,7 @@ def _resamples(runs: Runs, num_draws: int, rng: np.random.Generator) -> list[np.
     return drawn
 
 
-def _too_little(runs: Runs) -> str:
+def too_little(runs: Runs) -> str:
     """Return in words why no law can be told from runs of these sizes, nothing if one may be."""
     if not (np.isfinite(runs.loss).all() and (runs.loss > 0).all()):
         return "losses must be positive and finite; leave out runs that failed"

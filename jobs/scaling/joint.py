@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from jobs.scaling.evidence import INTERVAL, LEAST_VALUES, MOST_RATIO, PROPERTIES, NotIdentifiable, below_noise, effects
+from jobs.scaling.evidence import INTERVAL, LEAST_VALUES, MOST_RATIO, PROPERTIES, NotIdentifiable, below_noise, effects, too_little
 from jobs.scaling.law import EXPONENTS, Law, Runs, linear_part
 
 COARSE = np.geomspace(*EXPONENTS, 12)
@@ -29,9 +29,9 @@ class JointLaw:
 
 def fit_joint(runs: Mapping[str, Runs], num_draws: int = 60, seed: int = 0) -> JointLaw:
     """Return the law of several losses of the same runs; raise NotIdentifiable where an exponent cannot be told."""
+    if reason := next((reason for of in runs.values() if (reason := too_little(of))), ""):
+        raise NotIdentifiable(f"no joint law from these runs: {reason}")
     first = next(iter(runs.values()))
-    if min(len(np.unique(values)) for values in (first.parameters, first.samples)) < LEAST_VALUES:
-        raise NotIdentifiable(f"no joint law from these runs: fewer than {LEAST_VALUES} values of parameters or samples")
     alpha, beta = _exponents(runs)
     found = {name: linear_part(of, alpha, beta) for name, of in runs.items()}
     laws = {name: law for name, (_, law) in found.items()}

@@ -88,6 +88,13 @@ def test_exponents_that_losses_share_are_found_or_refused() -> None:
     assert found.laws["radar"].floor == pytest.approx(0.1, rel=0.2)
     with pytest.raises(NotIdentifiable, match=r"no joint law from these runs: \w+ changes the loss by .*%, residuals by"):
         fit_joint(two(0.5), num_draws=20)
+    diagonal = {
+        name: runs[np.searchsorted(SIZES, runs.parameters) == np.searchsorted(DATA, runs.samples)]
+        for name, runs in two(0.01).items()
+    }
+    assert len(diagonal["radar"]) == len(SIZES) * SEEDS
+    with pytest.raises(NotIdentifiable, match=r"no joint law from these runs: parameters and samples grow together"):
+        fit_joint(diagonal, num_draws=20)
 
 
 def test_a_budget_is_spent_where_the_derivatives_balance() -> None:
