@@ -27,6 +27,7 @@ from tests.head import Cluster
 pytestmark = pytest.mark.timeout(3600)
 TRAINED = {"num-steps": "2", "batch-size": "2", "checkpoint-every": "1", "health-every": "2", "workers": "0"}
 SWEPT = {"seeds": "1", "held-out-samples": "16", "probe-samples": "40"}
+EXPERIMENTS = ("temporal", "masking", "cross_sensor", "moe", "hypernetwork", "composition", "removal")
 SMALL: dict[str, dict[str, str]] = {
     "simulate": {"size-m": "3840", "satellite-dates": "2"},
     "coregister": {"shard-sites": "2"},  # so that a small planet has all splits
@@ -35,10 +36,10 @@ SMALL: dict[str, dict[str, str]] = {
     "distill": TRAINED,
     "evaluate": {"seeds": "1", "decoder-steps": "2", "finetune-steps": "2"},
     "sweep ladder": SWEPT | {"sizes": "1 2", "samples": "16 32"},
+    "sweep isoflop": SWEPT | {"sizes": "1 2", "teraflops": "0.005"},
     "sweep rate_transfer": SWEPT | {"sizes": "1 2", "samples": "32", "rates": "0.001 0.002"},
-    "sweep genealogy": SWEPT | {"teraflops": "0.005", "recipes": "mae_tiny gfm_tiny"},
-    "sweep masking": SWEPT | {"teraflops": "0.005"},
-    "sweep temporal": SWEPT | {"teraflops": "0.005"},
+    "sweep genealogy": SWEPT | {"teraflops": "0.005", "recipes": "mae_tiny simclr_tiny"},
+    **{f"sweep {plan}": SWEPT | {"teraflops": "0.005"} for plan in EXPERIMENTS},
 }
 SMALL_RECIPES = {"loom_base": "loom_tiny"}
 SMALL_FILES = {"num_steps: 400": "num_steps: 2, batch_size: 2, workers: 0", "[landcover, flood]": "[landcover]"}
@@ -144,13 +145,14 @@ def environment(store: dict[str, str]) -> Iterator[dict[str, str]]:
     cluster.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def samples(request: pytest.FixtureRequest) -> Path:
     """The real samples; without them no command is run, and nothing has been checked."""
     try:
         return request.getfixturevalue("shared_data")
     except pytest.skip.Exception as skipped:
-        pytest.fail(f"no command was run: {skipped}", pytrace=False)
+        missing = str(skipped)
+    pytest.fail(f"no command was run: {missing}", pytrace=False)
 
 
 @pytest.fixture(scope="module")
