@@ -51,6 +51,7 @@ class SweepConfig:
     cell_cpus: float = 1.0
     """CPUs that a cell holds, and as many threads."""
     cell_gpus: float = 0.0
+    """GPUs that a cell holds, without workers."""
     at_once: int = 0
     """Most cells that run together; 0: as many as the cluster has CPUs and GPUs for."""
     workers: str = "0"

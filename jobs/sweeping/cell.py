@@ -19,7 +19,7 @@ class Budget:
 
     flops    operations of the model in training, counted as `models.flops` counts them
     samples  seen in training, each as often as it comes
-    hours    on one worker, at the speed that the recipe's first steps have there
+    hours    on the CPUs and GPUs of a cell, at the speed that the recipe's first steps have there
     """
 
     flops: float = 0.0
