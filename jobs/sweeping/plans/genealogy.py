@@ -32,7 +32,7 @@ CAVEATS = (
     "Operations are those of training; a teacher's own are not counted against what it teaches.",
     "Settings are each tiny recipe's own and were not tuned for this budget: an objective that wants more steps or a larger "
     "batch is worse off here than published.",
-    "A linear probe of a few hundred labelled tiles on one archive; intervals are over seeds and test samples.",
+    "A linear probe of a few hundred labelled tiles on one archive; intervals are over seeds and places.",
 )
 
 
