@@ -18,9 +18,7 @@ from pipeline.errors import InputError
 
 Arm = tuple[str, dict[str, Any]]
 """A recipe and what is changed in it."""
-CAVEATS = (
-    "Settings are each tiny recipe's own, not tuned for the budget; one archive; intervals are over seeds and places.",
-)
+CAVEATS = ("Settings are each tiny recipe's own, not tuned for the budget; one archive; intervals are over seeds and places.",)
 
 
 @dataclass(frozen=True)
