@@ -27,7 +27,7 @@ from jobs.evaluation.fractions import check_fractions, write_list
 from jobs.evaluation.overlap import overlaps
 from jobs.evaluation.pan_sharpening import PanSharpening
 from jobs.evaluation.perturbation import Perturbation
-from jobs.evaluation.plan import Work, answered, check_samples, failed, pairs_of, protocols_of
+from jobs.evaluation.plan import Work, answered, failed, pairs_of, protocols_of, too_few
 from jobs.evaluation.protocols import load_protocol
 from jobs.evaluation.question import TrainingConfig
 from jobs.evaluation.samples import TaskSamples
@@ -95,7 +95,7 @@ def evaluate(
     compared = contenders(models, config.seeds, config.external)
     if not config.baselines:
         compared = [contender for contender in compared if contender.parameters is not None]
-    asked, left_out = _asked(tasks, compared, config, must=task != ALL)
+    asked, left_out = samples_of(tasks, compared, config, must=task != ALL)
     seen = overlaps(asked, models, config.allow_overlap)
     inputs = {"task": task, "models": [m.url for m in models], "archives": list(digests), "digests": list(digests.values())}
     finished = run.begin(config, inputs)
@@ -138,10 +138,10 @@ def _restoration(name: str, archives: Sequence[Archive], must: bool) -> list[Tas
     return [task for task in made if task.samples(frozenset(task.archive.sensors))] or (made if must else [])
 
 
-def _asked(
+def samples_of(
     tasks: Sequence[Task], compared: Sequence[Contender], config: EvaluateConfig, must: bool
 ) -> tuple[list[tuple[Task, TaskSamples]], list[str]]:
-    """Return the samples of each task, and why others are left out; that is an error where a task `must` be asked."""
+    """Return the samples of each task, and why others are left out; an error where a task that `must` be asked has none."""
     known = {frozenset(spec.name for spec in contender.specs) for contender in compared if contender.parameters is not None}
     if unknown := sorted(set(config.sensors) - frozenset().union(*known)):
         raise InputError(f"no model knows sensor '{unknown[0]}' (models: {', '.join(sorted(frozenset().union(*known)))})")
@@ -157,15 +157,19 @@ def _asked(
                     f"no tile of {sorted(frozenset().union(*wanted))} has label '{task.name}' that a model knows "
                     f"(models: {sorted(frozenset().union(*known))})"
                 )
-            for samples in found.values():
-                check_samples(task, samples)
+            few = {name: reason for name, samples in found.items() if (reason := too_few(task, samples))}
+            if len(few) == len(found):
+                raise InputError(next(iter(few.values())))
+            enough = [samples for name, samples in found.items() if name not in few]
+            for samples in enough:
                 _check_units(task, samples, compared)
         except InputError as error:
             if must:
                 raise
             left_out.append(f"{task.name} is left out: {error}")
         else:
-            asked += [(task, samples) for samples in found.values()]
+            asked += [(task, samples) for samples in enough]
+            left_out += [f"{task.name} of {name} is left out: {reason}" for name, reason in few.items()]
     if not asked:
         raise InputError(f"no task is left: {'; '.join(left_out)}")
     return asked, left_out

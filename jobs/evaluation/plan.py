@@ -27,7 +27,6 @@ from jobs.evaluation.restored import KINDS as RESTORATION
 from jobs.evaluation.samples import TaskSamples
 from jobs.evaluation.task import DENSE, Task
 from models.errors import InputError as ModelInputError
-from pipeline.errors import InputError
 
 SPLITS = ("train", "val", "test")
 MIN_SAMPLES = 2
@@ -83,12 +82,12 @@ def pairs_of(kind: str, named: Sequence[str], contenders: Sequence[Contender]) -
     return found
 
 
-def check_samples(task: Task, samples: TaskSamples) -> None:
+def too_few(task: Task, samples: TaskSamples) -> str:
+    """Return in words which splits lack samples, nothing if none does."""
     counts = {split: len(samples.part(split)) for split in SPLITS}
-    if min(counts.values()) < MIN_SAMPLES:
-        raise InputError(
-            f"label '{task.name}' of {samples.name} has {counts} samples by split; each split needs at least {MIN_SAMPLES}"
-        )
+    if min(counts.values()) >= MIN_SAMPLES:
+        return ""
+    return f"label '{task.name}' of {samples.name} has {counts} samples by split; each split needs at least {MIN_SAMPLES}"
 
 
 def answered(work: Work, run_url: str) -> Row:

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from cluster.embedding import FeatureMaker
 from jobs.evaluation.features import combine
 from jobs.evaluation.metrics import NAMES, Outcome
-from jobs.evaluation.plan import check_samples
+from jobs.evaluation.plan import too_few
 from jobs.evaluation.protocols.linear import probe
 from jobs.evaluation.samples import TaskSamples
 from jobs.evaluation.task import DENSE, OUTCOMES, LabelTask, label_task
@@ -107,11 +107,9 @@ def quizzes(archive: Archive, labels: Sequence[str], num_samples: int) -> list[Q
                 )
             continue
         for samples in task.samples(frozenset(archive.sensors)):
-            try:
-                check_samples(task, samples)
-            except InputError:
+            if reason := too_few(task, samples):
                 if labels:
-                    raise
+                    raise InputError(reason)
                 continue
             found.append(_quiz(task, samples, num_samples))
     return found

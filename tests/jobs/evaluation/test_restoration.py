@@ -16,6 +16,7 @@ from scipy import ndimage
 from cluster.batches import spec_of
 from cluster.embedding import ImageStatistics
 from jobs.archives import write_statistics
+from jobs.evaluate import EvaluateConfig, samples_of
 from jobs.evaluation import cell as cells
 from jobs.evaluation.cloud_removal import CloudRemoval
 from jobs.evaluation.clouds import patterns
@@ -126,6 +127,19 @@ def test_a_site_is_a_real_pair_or_a_clear_tile_under_clouds_of_others(cloud_arch
     used = {split: set(alone.labels[is_laid & (alone.split == split), PATTERN]) for split in ("train", "val", "test")}
     assert sum(map(len, used.values())) == len(set().union(*used.values()))
     assert CloudRemoval(cloud_archive).samples(frozenset([OPTICAL.name]))[0].labels.tolist() == alone.labels.tolist()
+
+
+def test_sensors_with_too_few_samples_are_left_out_of_those_that_have_enough(cloud_archive: Archive) -> None:
+    class RadarInTrain(CloudRemoval):
+        def samples(self, sensors: frozenset[str]) -> list[TaskSamples]:
+            alone, both = super().samples(sensors)
+            return [alone, replace(both, split=np.full(len(both), "train"))]
+
+    who = contender([OPTICAL, RADAR], [0.12, -12], [0.05, 3], 40, "maps")
+    who = replace(who, specs=who.encoder(0).config.sensors, parameters=1)
+    asked, left_out = samples_of([RadarInTrain(cloud_archive)], [who, PIXELS], EvaluateConfig(), must=True)
+    assert [samples.sensors for _, samples in asked] == [(OPTICAL.name,)]
+    assert [text.partition(" is left out")[0] for text in left_out] == ["cloud_removal of sentinel2_l1c + sentinel1_grd"]
 
 
 def test_clouds_lie_over_the_clear_tile_and_nothing_else_changes(cloud_archive: Archive) -> None:
