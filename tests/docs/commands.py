@@ -172,7 +172,7 @@ def stage(samples: Path, environment: dict[str, str], tmp_path_factory: pytest.T
     place = Place(folder, environment)
     for command in commands(STAGE):
         place.run(command)
-    shutil.copy(next((folder / "planet/scenes").glob("sentinel2*.tif")), folder / "scene.tif")
+    shutil.copy(next((folder / "planet/scenes").glob("sentinel2*00_a.tif")), folder / "scene.tif")  # not a mask of clouds
     scenes = json.loads((folder / "planet/scenes/scenes.json").read_text())["features"]
     newest = max((scene for scene in scenes if "sentinel2" in scene["id"]), key=lambda scene: scene["properties"]["datetime"])
     (folder / "new.json").write_text(json.dumps({"new": [newest["id"]], "withheld": []}))
