@@ -103,7 +103,7 @@ def words(rule: RateRule) -> list[str]:
     least = min(rule.rules, key=lambda exponent: rule.rules[exponent][1])
     costs = ", ".join(f"p = {exponent:g}: {cost:+.2%}" for exponent, (_, cost) in sorted(rule.rules.items()))
     said = [
-        f"The best rate goes as width^-{rule.exponent:.2f}{over}.",
+        f"The best rate goes as width^-p, p = {rule.exponent:.2f}{over}.",
         f"Mean loss above each width's own best, of rates that go as width^-p: {costs}; p = {least:g} costs least.",
     ]
     if outside := [width for width, inside in rule.is_inside.items() if not inside]:
