@@ -30,6 +30,7 @@ SWEPT = {"seeds": "1", "held-out-samples": "16", "probe-samples": "40"}
 EXPERIMENTS = ("temporal", "masking", "cross_sensor", "moe", "hypernetwork", "composition", "removal")
 SMALL: dict[str, dict[str, str]] = {
     "simulate": {"size-m": "3840", "satellite-dates": "2"},
+    "simulate demo/changed": {"size-m": "5120", "num-changes": "20"},  # sites that changed, and others, in every split
     "coregister": {"shard-sites": "2"},  # so that a small planet has all splits
     "ingest": {"shard-sites": "2"},
     "pretrain": TRAINED,
