@@ -93,7 +93,7 @@ def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> di
         config.held_out_samples,
         plan.finding == "arms",
         config.workers,
-        config.changes,
+        storage.absolute(config.changes) if config.changes else "",  # cells run in other folders, and on other nodes
         config.probe_sensors,
     )
     if config.probe_samples and not quizzes_of(archive, asked):

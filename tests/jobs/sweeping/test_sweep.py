@@ -227,7 +227,9 @@ def test_wrong_input_is_one_line(arguments: list[str], said: str, archive: str, 
     assert not list((tmp_path / "run").glob("cells/*"))
 
 
-def test_change_is_asked_of_sites_whose_ground_changed(archive: str, planet: Path, tmp_path: Path) -> None:
+def test_change_is_asked_of_sites_whose_ground_changed(
+    archive: str, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Polygons over chosen sites, in the archive's own coordinates: these sites have changed, and no others."""
     import geopandas as gpd
 
@@ -246,6 +248,14 @@ def test_change_is_asked_of_sites_whose_ground_changed(archive: str, planet: Pat
         assert set(quiz.samples.tiles.site[quiz.labels > 0]) <= set(chosen["site"])
         assert quiz.labels.sum() >= 6
         assert quiz.kind == "binary"
+    plan, run = tmp_path / "plan.yaml", tmp_path / "run"
+    plan.write_text("arms: {mae: {recipe: mae_tiny, settings: {train.batch_size: 2}}}\nseeds: 1\nsamples: [16]\n")
+    monkeypatch.chdir(tmp_path)  # where no cell runs
+    small = ["--probe-samples", "20", "--held-out-samples", "16"]
+    status, _, errors = terraloom("sweep", str(plan), archive, str(run), *small, "--changes", path.name)
+    assert status == 0, errors
+    (cell,) = [path for path in run.glob("cells/*/summary.json") if (path.parent / "train").exists()]
+    assert {quiz.name for quiz in quizzes} <= json.loads(cell.read_text())["probes"].keys()
     one = tmp_path / "one.geojson"
     one.write_text(changed.head(1).to_json())
     with pytest.raises(InputError, match=r"sites that changed by .* use more ground or more changes"):
