@@ -65,6 +65,7 @@ PARTS = {"oscd": ("bercy", "paris", "aguasclaras", "nantes"), "ombria": ("train/
 STAGE = """
 terraloom simulate planet --size-m 3840 --satellite-dates 2
 terraloom coregister planet/scenes archive --labels planet/truth --shard-sites 2
+terraloom coregister planet/scenes plain --labels planet/truth --shard-sites 2
 terraloom ingest oscd DATA/oscd archive --shard-sites 2
 terraloom ingest ombria DATA/ombria archive --shard-sites 2
 terraloom ingest bigearthnet DATA/bigearthnet other --site-size-m 1200
@@ -79,7 +80,8 @@ STANDS_FOR = {
     "planet/scenes/scenes.json": "scenes.json",
     "scene.tif": "scene.tif field.tif",
     "radar": "RADAR",
-    "archive": "ARCHIVE archive suite demo/archive",
+    "archive": "ARCHIVE archive suite",
+    "plain": "demo/archive",
     "other": "OTHER",
     "first": "RUNS/first runs/pretrained PRETRAINED TEACHER_RUN",
     "small": "RUNS/small RUN MODEL_RUN",
