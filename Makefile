@@ -22,7 +22,7 @@ lint: setup  ## style and types
 test: lint  ## lint, then all tests
 	$(BIN)/python -m pytest
 
-docs-check: setup  ## every link, Python block and command of README and docs, run: about an hour on two cores
+docs-check: setup  ## every link, Python block and command of README and docs, run: an hour or two on two cores
 	$(BIN)/python -m pytest -s tests/docs/test_docs.py tests/docs/commands.py
 
 demo: setup  ## the whole chain on a simulated planet, into demo/

@@ -95,7 +95,7 @@ def evaluate(
     compared = contenders(models, config.seeds, config.external)
     if not config.baselines:
         compared = [contender for contender in compared if contender.parameters is not None]
-    asked, left_out = samples_of(tasks, compared, config, must=task != ALL)
+    asked, left_out = chosen_samples(tasks, compared, config, must=task != ALL)
     seen = overlaps(asked, models, config.allow_overlap)
     inputs = {"task": task, "models": [m.url for m in models], "archives": list(digests), "digests": list(digests.values())}
     finished = run.begin(config, inputs)
@@ -138,7 +138,7 @@ def _restoration(name: str, archives: Sequence[Archive], must: bool) -> list[Tas
     return [task for task in made if task.samples(frozenset(task.archive.sensors))] or (made if must else [])
 
 
-def samples_of(
+def chosen_samples(
     tasks: Sequence[Task], compared: Sequence[Contender], config: EvaluateConfig, must: bool
 ) -> tuple[list[tuple[Task, TaskSamples]], list[str]]:
     """Return the samples of each task, and why others are left out; an error where a task that `must` be asked has none."""

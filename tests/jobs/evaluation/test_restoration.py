@@ -16,7 +16,7 @@ from scipy import ndimage
 from cluster.batches import spec_of
 from cluster.embedding import ImageStatistics
 from jobs.archives import write_statistics
-from jobs.evaluate import EvaluateConfig, samples_of
+from jobs.evaluate import EvaluateConfig, chosen_samples
 from jobs.evaluation import cell as cells
 from jobs.evaluation.cloud_removal import CloudRemoval
 from jobs.evaluation.clouds import patterns
@@ -137,7 +137,7 @@ def test_sensors_with_too_few_samples_are_left_out_of_those_that_have_enough(clo
 
     who = contender([OPTICAL, RADAR], [0.12, -12], [0.05, 3], 40, "maps")
     who = replace(who, specs=who.encoder(0).config.sensors, parameters=1)
-    asked, left_out = samples_of([RadarInTrain(cloud_archive)], [who, PIXELS], EvaluateConfig(), must=True)
+    asked, left_out = chosen_samples([RadarInTrain(cloud_archive)], [who, PIXELS], EvaluateConfig(), must=True)
     assert [samples.sensors for _, samples in asked] == [(OPTICAL.name,)]
     assert [text.partition(" is left out")[0] for text in left_out] == ["cloud_removal of sentinel2_l1c + sentinel1_grd"]
 

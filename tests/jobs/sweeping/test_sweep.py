@@ -214,7 +214,7 @@ def test_without_arguments_the_plans_are_listed() -> None:
         (["moe", "ARCHIVE", "RUN", "--held-out-samples", "0"], "probe_samples 400, held_out_samples 0 expected >= 0, >= 1"),
         (["hypernetwork", "ARCHIVE", "RUN", "--unseen", "lidar"], "unseen is 'lidar', which "),
         (["hypernetwork", "ARCHIVE", "RUN", "--unseen", "sentinel2_l2a"], "which all others are paired with; leave out another"),
-        (["temporal", "ARCHIVE", "RUN", "--changes", "nowhere.geojson"], "changes 'nowhere.geojson' are missing"),
+        (["temporal", "ARCHIVE", "RUN", "--changes", "nowhere.geojson"], "nowhere.geojson' are missing, expected GeoJSON"),
         (["moe", "ARCHIVE", "RUN", "--teraflops", "0.00001", "--dry-run", "True"], "a step takes 32; give it more"),
     ],
 )
