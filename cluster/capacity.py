@@ -6,14 +6,13 @@ DeepSpeed's (0.19) as this project sets it up: bf16 weights, float32 master weig
 
 from dataclasses import dataclass
 
-import ray
 from torch import nn
 
-from cluster.devices import DEVICES, Device, device_called
+from cluster.devices import Device
 from cluster.optimiser import OptimiserConfig
 from models.cost import Cost
 from models.moe import EXPERT_WEIGHTS
-from pipeline.errors import InputError
+from models.moving import MovingAverage
 
 GIB = 2.0**30
 STAGES = (0, 1, 2, 3)
@@ -25,13 +24,15 @@ CONTEXT_GIB = 1.0
 """Of a GPU, taken by CUDA, its libraries and NCCL's buffers."""
 SHARING_BYTES = 46.0
 """Read and written for each parameter around a reduction: flattened, to float32 and back, averaged, checked, clipped."""
+AVERAGING_BYTES = 18.0
+"""Read and written for each number of a moving average: the weight to float32, and both to the new average."""
 
 
 @dataclass(frozen=True)
 class States:
     """What a rank holds and moves of a model's weights. parameters are trained, frozen are not; buffers are float32 and whole
 
-    on every rank, moving averages among them. experts: trained weights that are shared out over ranks instead.
+    on every rank, averages the moving ones among them. experts: trained weights that are shared out over ranks instead.
     """
 
     parameters: int
@@ -39,6 +40,7 @@ class States:
     optimiser: OptimiserConfig
     buffers: int = 0
     experts: int = 0
+    averages: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -49,15 +51,21 @@ class States:
         return 8 if self.optimiser.algorithm == "adamw" else 4
 
     def held(self, stage: int, ranks: int) -> float:
-        """Return the bytes of a rank between steps."""
+        """Return the bytes of a rank between steps, those on its own device."""
         weight, moments = self.weight_bytes, self.moment_bytes
         frozen = weight * self.frozen / (ranks if stage == 3 else 1) + 4 * self.buffers
         whole = weight + (4 if self.optimiser.bf16 else 0) + moments  # in float32 the weights are their own master
         frozen += whole * self.experts / ranks
         if stage == 0:
             return whole * self.parameters + frozen
+        if self.optimiser.offload:
+            return weight * self.parameters / (ranks if stage == 3 else 1) + frozen
         shared = (4 + moments) / ranks
         return (weight + shared if stage < 3 else 2 * weight / ranks + shared) * self.parameters + frozen
+
+    def host_bytes(self, ranks: int) -> float:
+        """Return what a rank keeps in its machine's memory with `offload`: masters, moments, gradients, weights on their way."""
+        return (4 + self.moment_bytes + 4 + self.weight_bytes) * self.parameters / ranks if self.optimiser.offload else 0.0
 
     def peak(self, stage: int, ranks: int, is_gpu: bool, cost: Cost | None = None, samples: int = 0) -> float:
         """Return the most bytes of a rank at once: going back, while gradients are reduced, or in the optimiser's step."""
@@ -70,6 +78,8 @@ class States:
             reducing = 6.0 * bucket if stage or self.optimiser.bf16 else 4.0 * bucket
             stepping = (weight + 12.0) * self.parameters / ranks if stage else (weight + 4.0) * self.parameters
         reducing += weight * self.parameters if stage == 0 else 0
+        if stage and self.optimiser.offload:
+            stepping = 0.0
         return held + max(staged + reducing, staged + stepping, self._going_back(stage, is_gpu, cost, samples))
 
     def _going_back(self, stage: int, is_gpu: bool, cost: Cost | None, samples: int) -> float:
@@ -88,7 +98,16 @@ class States:
 
     def moved(self, stage: int, ranks: int, reductions: int, optimiser_bytes: float) -> float:
         """Return the bytes of its own memory that a rank reads and writes for a step's reductions and update."""
-        return (optimiser_bytes / (ranks if stage else 1) + SHARING_BYTES * reductions) * self.parameters
+        updated = 0.0 if self.optimiser.offload else self.updated(stage, ranks, optimiser_bytes)
+        return updated + SHARING_BYTES * reductions * self.parameters + AVERAGING_BYTES * self.averages
+
+    def updated(self, stage: int, ranks: int, optimiser_bytes: float) -> float:
+        """Return the bytes that a rank's share of an update reads and writes, where the optimiser's states are."""
+        return optimiser_bytes * self.parameters / (ranks if stage else 1)
+
+    def copied(self, ranks: int, micro_batches: int) -> float:
+        """Return the bytes between a rank and its machine's memory in a step: with `offload`, gradients there, weights back."""
+        return (4.0 * micro_batches + self.weight_bytes) * self.parameters / ranks if self.optimiser.offload else 0.0
 
     def sent(self, stage: int, ranks: int, micro_batches: int) -> float:
         """Return the bytes that a rank of a ring sends in a step: float32 gradients and, from stage 1, weights."""
@@ -134,31 +153,23 @@ class Load:
         }
 
 
-def require_memory(objective: nn.Module, optimiser: OptimiserConfig, workers: int, gpus_per_worker: float) -> None:
-    """Raise an InputError where the states alone, without one sample, are too large for the cluster's GPUs.
-
-    GPUs that are not known are not judged. `objective` may be on the meta device.
-    """
-    known = {device_called(name.partition(":")[2]) for name in ray.cluster_resources() if name.startswith("accelerator_type:")}
-    sizes = [DEVICES[name].memory_gib for name in known if name]
-    if not gpus_per_worker or not sizes or None in known:
-        return
-    states, room = states_of(objective, optimiser), min(sizes) * min(1.0, gpus_per_worker)
-    found = {stage: states.peak(stage, workers, is_gpu=True) / GIB + CONTEXT_GIB for stage in STAGES}
-    if found[optimiser.zero_stage] > room:
-        fitting = " or ".join(str(stage) for stage in STAGES if found[stage] <= room)
-        do = f"--zero-stage {fitting}" if fitting else "more workers (--workers) with --zero-stage 3, or a smaller model"
-        raise InputError(
-            f"ZeRO stage {optimiser.zero_stage} needs {found[optimiser.zero_stage]:.0f} GiB on each of {workers} GPUs before the "
-            f"first sample, they have {room:.3g} GiB; use {do}"
-        )
-
-
 def states_of(objective: nn.Module, optimiser: OptimiserConfig) -> States:
-    """Return how many numbers of `objective` are trained, how many are not, and how many are buffers."""
+    """Return how many numbers of `objective` are trained, how many are not, and how many are buffers.
+
+    An engine's average of the encoder (`average_momentum`) is counted, too; it is not part of an objective as it is built.
+    """
     named = [(name, p.numel(), p.requires_grad) for name, p in objective.named_parameters()]
     trained = sum(count for _, count, is_trained in named if is_trained)
     frozen = sum(count for _, count, is_trained in named if not is_trained)
     experts = sum(count for name, count, is_trained in named if is_trained and name.endswith(EXPERT_WEIGHTS))
     experts = experts if optimiser.expert_parallel else 0
-    return States(trained - experts, frozen, optimiser, sum(b.numel() for b in objective.buffers()), experts)
+    buffers = sum(b.numel() for b in objective.buffers())
+    averages = sum(_size(module) for module in objective.modules() if isinstance(module, MovingAverage))
+    if optimiser.average_momentum:
+        own = _size(objective.encoder)
+        buffers, averages = buffers + own, averages + own
+    return States(trained - experts, frozen, optimiser, buffers, experts, averages)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(x.numel() for x in (*module.parameters(), *module.buffers()))

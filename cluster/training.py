@@ -12,7 +12,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.capacity import require_memory
+from cluster.admission import require_memory
 from cluster.connect import connect, require_resources
 from cluster.experts import require_shareable
 from cluster.filesystem import arrow_filesystem
@@ -38,6 +38,11 @@ FAILURES_AT_ONCE = 3
 """Failures without a checkpoint in between that are no accident any more."""
 RESIZE_SECONDS = 30.0
 """How often Ray looks whether a run with too few workers can have more."""
+START_SECONDS = 30
+"""How long Ray Train waits for room for all workers before it looks again how many there is room for (its default: 60). Right
+
+after a machine is lost its resources are still counted.
+"""
 SHUTDOWN_SECONDS = 1
 """How long Ray's controller waits for failed workers to leave their process group: one that hangs never does."""
 
@@ -87,7 +92,7 @@ def _plan(job: Job, run: Run) -> tuple[Plan, Replay | None]:
     if config.optimiser.expert_parallel:
         require_shareable(shapes, range(max(1, config.fewest), config.most + 1))
     if config.most:
-        require_memory(shapes, config.optimiser, config.fewest, config.gpus_per_worker)
+        require_memory(job, shapes)
     plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed, config.share_exponent)
     return plan, replay
 
@@ -120,6 +125,7 @@ def _trainer(task: Task) -> TorchTrainer:
     config = task.job.config
     for wait in ("COLLECTIVE", "WORKER_HEALTH_CHECK"):  # what Ray Train waits for besides torch: for ever, and 10 minutes
         os.environ[f"RAY_TRAIN_{wait}_TIMEOUT_S"] = str(config.timeout_s)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     filesystem, path = arrow_filesystem(task.job.run_url)
     gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
     workers: dict[str, Any] = {

@@ -99,8 +99,8 @@ def shape_of_archive(url: str, train: TrainConfig) -> Shape:
 def assumed_shape(recipe: Any, site_m: float | None) -> Shape:
     """Return a shape without an archive: Sentinel-1 and Sentinel-2 on sites that suit the recipe's tokens and crops."""
     train: TrainConfig = recipe.train
-    crops = train.stream.crops
-    site_m = site_m or max(SITE_M if recipe.token_size_m <= 40 else LARGE_SITE_M, *(crops.sizes_m if crops else (0.0,)))
+    cut_m = [size for window in train.stream.windows for size in window.sizes_m]
+    site_m = site_m or max([SITE_M if recipe.token_size_m <= 40 else LARGE_SITE_M, *cut_m])
     names = sorted({name for s in train.sensor_sets for name in s}) or list(SENSORS)
     sensors = {name: load_sensor(name) for name in names}
     # As in an archive where every site has every sensor once.
@@ -158,7 +158,7 @@ def _made_tiles(spec: SensorSpec, side_m: float, times: int, samples: int, draw:
 
 
 def costs(objective: nn.Module, shape: Shape, train: TrainConfig, is_fused: bool) -> dict[SensorSet, list[Cost]]:
-    """Return what each sensor set costs `objective`, once for every turn that its sensors may take."""
+    """Return what each sensor set costs `objective`, once for every turn that its sensors may take and every size of tiles."""
     model: Any = objective.to(torch.bfloat16 if train.optimiser.bf16 else torch.float32).train()
     if train.recompute:
         recompute_blocks(model)
@@ -167,7 +167,8 @@ def costs(objective: nn.Module, shape: Shape, train: TrainConfig, is_fused: bool
 
 def _turns(model: nn.Module, sensors: SensorSet, shape: Shape, train: TrainConfig, is_fused: bool) -> list[Cost]:
     specs = [spec for spec in shape.specs if spec.name in sensors]
-    made = [partial(made_batch, specs, shape.site_m, train, index=turn) for turn in range(len(specs))]
+    sides_m = train.stream.sizes_m or (shape.site_m,)
+    made = [partial(made_batch, specs, side_m, train, index=turn) for side_m in sides_m for turn in range(len(specs))]
     return [measure(model, make, is_fused, train.batch_size) for make in made]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cluster.capacity import STAGES, Load, States, largest_micro_batch, memory_gib, states_of
+from cluster.capacity import GIB, STAGES, Load, States, largest_micro_batch, memory_gib, states_of
 from cluster.devices import DEVICES, Device
 from cluster.job import TrainConfig
 from cluster.workload import SetShape, Shape, assumed_shape, costs, optimiser_bytes, shape_of_archive
@@ -41,6 +41,8 @@ class EstimateConfig:
     """That one machine reads from the store."""
     cores_per_gpu: int = 12
     """Of the machines with GPUs, for reading and decoding."""
+    host_memory_gb_per_second: float = 300.0
+    """Of one machine's own memory, read and written, where `--offload` has all its GPUs' optimisers."""
     cores_per_cpu_node: int = 64
     gpu_hour_price: float = 0.0
     cpu_node_hour_price: float = 0.0
@@ -50,8 +52,8 @@ class EstimateConfig:
         if self.gpu not in DEVICES:
             raise InputError(f"gpu '{self.gpu}' is unknown (known: {', '.join(DEVICES)})")
         sizes = (self.gpus, self.gpus_per_machine, self.cores_per_gpu, self.cores_per_cpu_node)
-        if min(*sizes, self.network_gb_per_second, self.storage_gb_per_second) <= 0:
-            raise InputError("gpus, cores, network and storage bandwidth must be above 0")
+        if min(*sizes, self.network_gb_per_second, self.storage_gb_per_second, self.host_memory_gb_per_second) <= 0:
+            raise InputError("gpus, cores, network, storage and memory bandwidth must be above 0")
         if min(self.gpu_hour_price, self.cpu_node_hour_price, self.thousand_requests_price) < 0:
             raise InputError("prices must be 0 or more")
 
@@ -103,8 +105,9 @@ def _sample(sets: tuple[SetShape, ...], of_sets: dict[tuple[str, ...], list[Cost
 
 def tokens(shape: Shape, train: TrainConfig, token_size_m: float) -> float:
     """Return the tokens of a sample in the mean over sensor sets, before any is hidden."""
-    sides_m = train.stream.crops.sizes_m if train.stream.crops else [shape.site_m]
-    of_tile = sum((side / token_size_m) ** 2 for side in sides_m) * train.view.num_dates
+    crops, sides_m = train.stream.crops, train.stream.sizes_m or (shape.site_m,)
+    areas_m2 = sum(side**2 for side in crops.sizes_m) if crops else fmean(side**2 for side in sides_m)
+    of_tile = areas_m2 / token_size_m**2 * train.view.num_dates
     return sum(part.share * len(part.sensors) * of_tile for part in shape.sets)
 
 
@@ -166,6 +169,7 @@ def _time(sample: dict[str, float], states: States, train: TrainConfig, config: 
         "decoding_cores_needed": cores,
         "decoding_threads_per_worker_needed": math.ceil(cores / config.gpus),
         "cpu_nodes_needed": cpu_nodes,
+        "host_memory_gib_per_machine": states.host_bytes(config.gpus) / GIB * min(config.gpus, config.gpus_per_machine),
         "cost": prices | {"total": sum(prices.values())},
     }
 
@@ -176,9 +180,15 @@ def _step(sample: dict[str, float], states: States, train: TrainConfig, config: 
     micro_batches = train.lanes // ranks
     samples = micro_batches * train.batch_size
     reductions = micro_batches if stage >= 2 else 1
-    moved = states.moved(stage, ranks, reductions, optimiser_bytes(train.optimiser)) + samples * sample["bytes"]
-    load = Load(samples * sample["done_flops"], moved, states.sent(stage, ranks, micro_batches), samples * sample["batch_bytes"])
-    return load.seconds(config.device, config.link_gb_per_second)
+    update = optimiser_bytes(train.optimiser)
+    moved = states.moved(stage, ranks, reductions, update) + samples * sample["bytes"]
+    copied = states.copied(ranks, micro_batches) + samples * sample["batch_bytes"]
+    load = Load(samples * sample["done_flops"], moved, states.sent(stage, ranks, micro_batches), copied)
+    parts = load.seconds(config.device, config.link_gb_per_second)
+    if train.optimiser.offload:
+        share = config.host_memory_gb_per_second * 1e9 / min(ranks, config.gpus_per_machine)
+        parts["host memory"] = states.updated(stage, ranks, update) / share
+    return parts
 
 
 def _rounded(value: Any) -> Any:

@@ -71,6 +71,28 @@ def test_a_recipes_options_count() -> None:
     assert other["gflops_per_sample"] == one["gflops_per_sample"]
 
 
+def test_what_is_asked_of_the_optimiser_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("mae_tiny", "--gpus", "2", "--gpu", "a100")
+    plain, offloaded = said(capsys, *arguments), said(capsys, *arguments, "--offload", "True", "--host-memory-gb-per-second", "1")
+    assert plain["host_memory_gib_per_machine"] == 0 < offloaded["host_memory_gib_per_machine"]
+    assert "host memory" not in plain["seconds_of"]
+    assert offloaded["bottleneck"] == "host memory"
+    assert offloaded["seconds_of"]["host link"] > plain["seconds_of"]["host link"]
+    averaged = said(capsys, *arguments, "--average-momentum", "0.999")
+    assert averaged["frozen_numbers"] - plain["frozen_numbers"] > 0.5 * plain["parameters"]
+    assert averaged["seconds_of"]["memory bandwidth"] > plain["seconds_of"]["memory bandwidth"]
+
+
+def test_sizes_of_tiles_count_as_often_as_they_are_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("mae_tiny", "--gpus", "2", "--gpu", "a100", "--batch-size", "256", "--sizes-m")
+    small, large, both = (said(capsys, *arguments, *sizes) for sizes in (("320",), ("640",), ("320", "640")))
+    assert small["gflops_per_sample"] < large["gflops_per_sample"]
+    assert both["gflops_per_sample"] == pytest.approx((small["gflops_per_sample"] + large["gflops_per_sample"]) / 2, rel=1e-3)
+    assert small["memory_gib_by_micro_batch"]["256"]["2"] < both["memory_gib_by_micro_batch"]["256"]["2"]
+    assert both["memory_gib_by_micro_batch"] == large["memory_gib_by_micro_batch"]
+    assert both["tokens_per_second"] * both["step_seconds"] == pytest.approx(512 * (64 + 256) / 2, rel=1e-2)
+
+
 def test_slow_parts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     starved = said(capsys, "mae_tiny", "--gpus", "2", "--storage-gb-per-second", "1e-6")
     assert starved["bottleneck"] == "storage"
