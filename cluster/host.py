@@ -18,18 +18,13 @@ from ray.train.torch import get_device
 from torch import nn
 
 from cluster.bare import BareEngine
+from cluster.checkpoints import ABOUT, BARE_FOLDER, name_of
 from cluster.engine import Engine
-from cluster.kept import FOLDER, Kept
 from cluster.optimiser import OptimiserConfig
 from cluster.run import Run
 from cluster.zero import ZeroEngine
 from pipeline import storage
-from pipeline.errors import InputError
 
-BARE_FOLDER = "bare"
-"""In RUN/checkpoints, what a run without Ray writes."""
-COMMITTED = "checkpoint_manager_snapshot.json"
-"""In RUN/checkpoints, where Ray Train (2.60) says which of them are whole."""
 NOTICE_SECONDS = 2.0
 """How often Ray is asked whether a machine will be taken away: a call to an actor that all ranks wait for."""
 
@@ -55,8 +50,14 @@ class Host(ABC):
         """Restore the run's last whole checkpoint, if it has one; return the step to begin with."""
 
     @abstractmethod
-    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, must_wait: bool) -> None:
-        """Save and make it the run's checkpoint once all of it is stored; every rank must call it."""
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], about: dict[str, Any], must_wait: bool) -> None:
+        """Save and make it the run's checkpoint once all of it is stored; every rank must call it. about: what it is of."""
+
+    def _save(self, engine: Engine, folder: str, next_step: int, about: dict[str, Any]) -> None:
+        engine.save(folder, next_step)
+        if self.rank == 0:
+            content = {"next_step": next_step, "workers": self.world_size, **about}
+            storage.write_json(storage.join(folder, ABOUT), content)
 
     def is_leaving(self) -> bool:
         """Return whether a machine of the run has been told that it will be taken away; the same on every rank."""
@@ -84,18 +85,16 @@ class RayHost(Host):
         with checkpoint.as_directory() as folder:
             return engine.load(folder)
 
-    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, must_wait: bool) -> None:
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], about: dict[str, Any], must_wait: bool) -> None:
         folder = tempfile.mkdtemp(prefix="terraloom-checkpoint-")
-        engine.save(folder, next_step)
-        kept.add(folder, next_step)
+        self._save(engine, folder, next_step, about)
         ray.train.report(
             terms,
             checkpoint=Checkpoint.from_directory(folder),
-            checkpoint_dir_name=_name(next_step),
+            checkpoint_dir_name=name_of(next_step),
             checkpoint_upload_mode=CheckpointUploadMode.SYNC if must_wait else CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
-        kept.tidy(self.rank)  # all ranks have reported: what is kept is whole
 
     def is_leaving(self) -> bool:
         is_due = torch.tensor(time.monotonic() - self._asked >= NOTICE_SECONDS, dtype=torch.int32, device=get_device())
@@ -130,32 +129,8 @@ class BareHost(Host):
         with storage.local_copy(storage.join(self._folder, found[-1])) as folder:
             return engine.load(str(folder))
 
-    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, must_wait: bool) -> None:
-        with storage.staged_folder(storage.join(self._folder, _name(next_step))) as folder:
-            engine.save(str(folder), next_step)
-            kept.add(str(folder), next_step)
-        kept.tidy(0)
+    def commit(self, engine: Engine, next_step: int, terms: dict[str, Any], about: dict[str, Any], must_wait: bool) -> None:
+        with storage.staged_folder(storage.join(self._folder, name_of(next_step))) as folder:
+            self._save(engine, str(folder), next_step, about)
         for name in storage.names(self._folder)[: -self._keep_last]:
             storage.remove(storage.join(self._folder, name))
-
-
-def checkpoint_url(run: Run, step: int | None) -> str:
-    """Return the folder of the run's last whole checkpoint, or of the one that was kept of `step`."""
-    if step is not None:
-        url = run.path(FOLDER, _name(step))
-        if not storage.exists(url):
-            found = ", ".join(str(int(name)) for name in storage.names(run.path(FOLDER))) or "none"
-            raise InputError(
-                f"'{run.url}' has kept no checkpoint of step {step} (has {found}); give one of them, or none for the last"
-            )
-        return url
-    if bare := storage.names(run.path("checkpoints", BARE_FOLDER)):
-        return run.path("checkpoints", BARE_FOLDER, bare[-1])
-    if not storage.exists(run.path("checkpoints", COMMITTED)):
-        raise InputError(f"'{run.url}' has no checkpoint yet; wait for its first, or give another run")
-    last = storage.read_json(run.path("checkpoints", COMMITTED))["latest_checkpoint_result"]
-    return run.path("checkpoints", last["checkpoint_dir_name"])
-
-
-def _name(next_step: int) -> str:
-    return f"{next_step:08d}"

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from cluster.batches import to_batch
+from cluster.checkpoints import Kept
 from cluster.counters import count
 from cluster.devices import peak_bf16_tflops, peak_memory_gib
 from cluster.engine import Engine
 from cluster.host import Host
 from cluster.job import Job, TrainConfig
-from cluster.kept import Kept
 from cluster.preview import save_reconstructions
 from cluster.run import Run
 from cluster.sinks import SinkName
@@ -59,7 +59,7 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
     recorder = None
     if host.rank == 0:
         recorder = Recorder(run, job.extra.get("recipe", job.name), config.num_steps, start, host.world_size, task.sinks)
-    kept = Kept(run, config.keep_every, config.keep_best)
+    kept = Kept(run, config.keep_every, config.keep_best, start, config.timeout_s) if host.rank == 0 else None
     try:
         terms = _train(task, host, engine, archive, run, start, recorder, kept)
     except RunFailed as failure:
@@ -78,7 +78,9 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
             with storage.staged_folder(run.path("models", name)) as folder:
                 encoder.save(folder, job.extra)
         save_reconstructions(trained, replace(SampleSource(archive, config.view), splits=("val", "test")), task.plan, run)
-    _commit(host, engine, config.num_steps, terms, kept, run, must_wait=True)
+    _commit(task, host, engine, run, config.num_steps, terms, kept, must_wait=True)
+    if kept:
+        kept.settle()
     return terms
 
 
@@ -96,7 +98,7 @@ def _engine(job: Job, archive: Archive, host: Host) -> Engine:
 
 
 def _train(
-    task: Task, host: Host, engine: Engine, archive: Archive, run: Run, start: int, recorder: Recorder | None, kept: Kept
+    task: Task, host: Host, engine: Engine, archive: Archive, run: Run, start: int, recorder: Recorder | None, kept: Kept | None
 ) -> dict[str, Any]:
     """Take the steps from `start` on; return the last one's terms."""
     config, plan = task.job.config, task.plan
@@ -120,7 +122,8 @@ def _train(
         elapsed, ended = time.perf_counter() - ended, time.perf_counter()  # with what came after the step before
         busy, spent = time.process_time() - spent, time.process_time()
         skipped, num_tokens = terms.pop("skipped", None), tokens.take()
-        kept.see(terms["loss"])
+        if kept:
+            kept.see(terms["loss"])
         found: dict[str, Any] = {}
         if watch.is_due(step):
             found = watch.look(step, to_batch(micro_batches[0]), _generator(config.seed, step, micro_batches[0].lane))
@@ -137,7 +140,7 @@ def _train(
         if step + 1 < config.num_steps and (must_leave or (step + 1) % config.checkpoint_every == 0):
             if recorder:
                 recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
-            _commit(host, engine, step + 1, terms, kept, run, must_wait=must_leave)
+            _commit(task, host, engine, run, step + 1, terms, kept, must_wait=must_leave)
         if trace:
             trace.step()
         asked = time.perf_counter()
@@ -152,9 +155,14 @@ def _watch(config: TrainConfig, engine: Engine, host: Host, run: Run) -> Watch:
     return Watch(engine, looks, config.num_steps, config.optimiser.warmup_steps)
 
 
-def _commit(host: Host, engine: Engine, next_step: int, terms: dict[str, Any], kept: Kept, run: Run, must_wait: bool) -> None:
-    host.commit(engine, next_step, terms, kept, must_wait)
-    if host.rank == 0:
+def _commit(
+    task: Task, host: Host, engine: Engine, run: Run, next_step: int, terms: dict[str, Any], kept: Kept | None, must_wait: bool
+) -> None:
+    if kept:
+        kept.settle()  # before the next one may have it removed
+    host.commit(engine, next_step, terms, task.job.extra, must_wait)
+    if kept:
+        kept.add(next_step)
         run.event("checkpoint", step=next_step)
 
 

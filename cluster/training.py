@@ -13,11 +13,12 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.admission import require_memory
+from cluster.checkpoints import BARE_FOLDER, COMMITTED
 from cluster.connect import connect, require_resources
 from cluster.experts import require_shareable
 from cluster.filesystem import arrow_filesystem
 from cluster.follow import follow
-from cluster.host import BARE_FOLDER, COMMITTED, BareHost, RayHost
+from cluster.host import BareHost, RayHost
 from cluster.job import Job
 from cluster.loop import Task, train_rank
 from cluster.run import Run

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from cluster.checkpoints import checkpoint_url
 from cluster.consolidate import consolidate
 from cluster.graphs import Format, described, real_tiles, require_formats, write_graphs
-from cluster.host import checkpoint_url
 from cluster.job import Job
 from cluster.run import Run
 from cluster.start import FOLDER, WEIGHTS

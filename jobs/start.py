@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from cluster.checkpoints import checkpoint_url
 from cluster.consolidate import consolidate
-from cluster.host import checkpoint_url
 from cluster.run import Run
 from cluster.start import ENCODER, FOLDER, WEIGHTS, load_weights, write_start
 from jobs.distill import load_encoder, model_folder

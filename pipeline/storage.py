@@ -154,6 +154,28 @@ def write_bytes(url: str, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def copy_folder(source: str, target: str) -> None:
+    """Copy a folder of files that nobody changes to `target`, in the same store, replacing what is there.
+
+    Where the store can, nothing travels: names are added to local files, and S3 copies its objects itself.
+    """
+    fs, path = filesystem(source)
+    if isinstance(fs, LocalFileSystem):
+        with staged_folder(target) as folder:
+            shutil.copytree(path, folder, copy_function=_link, dirs_exist_ok=True)
+        return
+    remove(target)
+    with one_line("write", target):
+        fs.copy(path.rstrip("/") + "/", filesystem(target)[1].rstrip("/") + "/", recursive=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without
+        shutil.copy2(source, target)
+
+
 def create_bytes(url: str, content: bytes) -> bool:
     """Write the file at `url` unless there is one: of several that try at once, one succeeds. Return whether it was this one."""
     fs, path = filesystem(url)

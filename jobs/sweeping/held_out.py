@@ -8,7 +8,7 @@ import torch
 
 from cluster.bare import BareEngine
 from cluster.batches import sensor_specs, to_batch
-from cluster.host import checkpoint_url
+from cluster.checkpoints import checkpoint_url
 from cluster.job import Job
 from cluster.run import Run
 from cluster.snapshot import count, plan_of

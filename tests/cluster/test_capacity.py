@@ -1,7 +1,6 @@
 """Memory of each ZeRO stage and the load of a step, against sums by hand and against DeepSpeed as it was found to be."""
 
 import pytest
-import torch
 from torch import nn
 
 from cluster.capacity import BUCKET, GIB, STAGES, Load, States, largest_micro_batch, memory_gib, states_of

@@ -1,11 +1,12 @@
 """What a run is told: numbers of workers, and which of its checkpoints stay."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
+from cluster.checkpoints import Kept, checkpoint_url
 from cluster.job import TrainConfig
-from cluster.kept import Kept
 from cluster.run import Run
 from pipeline import storage
 from pipeline.errors import InputError
@@ -33,36 +34,45 @@ def test_what_cannot_be_is_said(settings: dict, message: str) -> None:
         TrainConfig(**settings)
 
 
+def store(run: Run, step: int) -> Path:
+    """Make a checkpoint of the run, whole."""
+    with storage.staged_folder(run.path("checkpoints", "bare", f"{step:08d}")) as folder:
+        (folder / "state").mkdir()
+        (folder / "state" / "rank").write_text(str(step))
+    return Path(run.path("checkpoints", "bare", f"{step:08d}"))
+
+
 def keep(run: Run, losses: list[float], first: int = 1, **settings: object) -> Kept:
-    """See two steps with each of `losses`, then a checkpoint, of step 10 times its number."""
+    """See two steps with each of `losses`, then a checkpoint, of step 10 times its number; the run's own goes at once."""
     kept = Kept(run, **settings)  # type: ignore[arg-type]
     for number, loss in enumerate(losses, first):
         kept.see(loss)
         kept.see(loss + 2)
-        with storage.staged_folder(run.path("checkpoint")) as folder:
-            (folder / "state").mkdir()
-            (folder / "state" / "rank").write_text(str(10 * number))
-            kept.add(str(folder), 10 * number)
-        kept.tidy(0)
+        kept.add(10 * number)
+        folder = store(run, 10 * number)
+        kept.settle()
+        storage.remove(str(folder))
     return kept
+
+
+def listed(run: Run) -> list[tuple[int, float | None, bool, bool]]:
+    return [
+        (one["step"], one["loss"], one["is_due"], one["is_best"]) for one in storage.read_json(run.path("kept.json"))["checkpoints"]
+    ]
 
 
 def test_every_so_many_and_the_best_stay(tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"), "pretrain")
     keep(run, [5.0, 3.0, 4.0, 3.5], every=20, keeps_best=True)
     assert storage.names(run.path("kept")) == ["00000020", "00000040"]
-    listed = storage.read_json(run.path("kept.json"))["checkpoints"]
-    assert [(one["step"], one["loss"], one["is_due"], one["is_best"]) for one in listed] == [
-        (20, 4.0, True, True),
-        (40, 4.5, True, False),
-    ]
+    assert listed(run) == [(20, 4.0, True, True), (40, 4.5, True, False)]
     assert storage.read_bytes(run.path("kept", "00000020", "state", "rank")) == b"20"
     # It goes on: a better one that is not due replaces none that is.
     keep(run, [1.0, 0.5], first=5, every=20, keeps_best=True)
     assert storage.names(run.path("kept")) == ["00000020", "00000040", "00000060"]
     keep(run, [0.1], first=7, every=20, keeps_best=True)
     assert storage.names(run.path("kept")) == ["00000020", "00000040", "00000060", "00000070"]
-    assert [one["step"] for one in storage.read_json(run.path("kept.json"))["checkpoints"] if one["is_best"]] == [70]
+    assert [step for step, _, _, is_best in listed(run) if is_best] == [70]
 
 
 def test_nothing_stays_unasked(tmp_path: Path) -> None:
@@ -70,3 +80,50 @@ def test_nothing_stays_unasked(tmp_path: Path) -> None:
     keep(run, [5.0, 3.0], every=0, keeps_best=False)
     assert not storage.exists(run.path("kept.json"))
     assert not storage.exists(run.path("kept"))
+
+
+def test_a_checkpoint_that_is_not_whole_is_waited_for(tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"), "pretrain")
+    kept = Kept(run, 10, False)
+    kept.add(10)
+    later = threading.Timer(0.5, store, (run, 10))
+    later.start()
+    kept.settle()
+    later.join()
+    assert checkpoint_url(run, 10) == run.path("kept", "00000010")
+    never = Kept(run, 10, False, timeout_s=0.3)
+    never.add(20)
+    with pytest.raises(TimeoutError, match=r"the checkpoint of step 20 was not whole after 0\.3 s"):
+        never.settle()
+
+
+def test_what_was_half_copied_is_no_checkpoint_and_done_again(tmp_path: Path) -> None:
+    """Killed in between, a run goes on from the checkpoint that was to stay."""
+    run = Run(str(tmp_path / "run"), "pretrain")
+    store(run, 20)
+    half = tmp_path / "run" / "kept" / "00000020"
+    (half / "state").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"has kept no checkpoint of step 20 \(has none\)"):
+        checkpoint_url(run, 20)
+    Kept(run, 10, False, start=20).settle()
+    assert (half / "state" / "rank").read_text() == "20"
+    assert listed(run) == [(20, None, True, False)]
+    Kept(run, 15, False, start=20).settle()  # not due
+    again = Kept(run, 10, True, start=20)  # there already: the run's own is not wanted
+    storage.remove(run.path("checkpoints"))
+    again.settle()
+    again.see(1.0)
+    again.add(20)
+    again.settle()
+    assert listed(run) == [(20, 1.0, True, True)]
+
+
+def test_a_copy_outlives_what_it_was_copied_from(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "weights").write_bytes(bytes(1000))
+    for name in ("copy", "copy"):  # replacing what is there
+        storage.copy_folder(str(made), str(tmp_path / name))
+    assert (tmp_path / "copy" / "weights").stat().st_ino == (made / "weights").stat().st_ino, "nothing is written twice"
+    storage.remove(str(made))
+    assert (tmp_path / "copy" / "weights").read_bytes() == bytes(1000)

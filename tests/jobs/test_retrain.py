@@ -227,7 +227,7 @@ MOMENTS = (
     (None, "jobs.retraining.rounds:Rounds", "begin", ""),
     ("extend", "jobs.coregister", "write_statistics", ""),  # the shards are there
     ("drift", ROUND, "finish", "drift"),
-    ("train", "cluster.kept:Kept", "tidy", ""),  # the first checkpoint is there
+    ("train", "cluster.checkpoints:Kept", "add", ""),  # the first checkpoint is there
     ("train", ROUND, "finish", "train"),
     ("compare", ROUND, "finish", "compare"),
     ("decide", "cluster.registry:Registry", "promote", ""),  # the challenger is registered

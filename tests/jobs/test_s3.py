@@ -73,12 +73,33 @@ def test_archive_and_run_on_s3(environment, address: str, planet: Path) -> None:
     made = terraloom("coregister", "s3://earth/scenes", archive, "--register", "False", "--shard-sites", "2")
     assert made["shards_written"] > 4
     assert terraloom("verify", archive)["tiles"] == made["tiles"]
-    options = ["--num-steps", "6", "--checkpoint-every", "3", "--batch-size", "2", "--window-shards", "2"]
+    options = [
+        "--num-steps",
+        "6",
+        "--checkpoint-every",
+        "3",
+        "--keep-every",
+        "3",
+        "--keep-last",
+        "1",
+        "--batch-size",
+        "2",
+        "--window-shards",
+        "2",
+    ]
     assert terraloom("pretrain", "msgfm_tiny", archive, run, *options)["steps"] == 6
     keys = {item["Key"] for item in client.list_objects_v2(Bucket="earth", Prefix="runs/first")["Contents"]}
     for name in ("config.json", "metrics.jsonl", "summary.json", "model/model.safetensors", "reconstructions.npz"):
         assert f"runs/first/{name}" in keys
-    assert any(key.startswith("runs/first/checkpoints/00000006/") for key in keys)
+    assert {key.split("/")[3] for key in keys if key.startswith("runs/first/checkpoints/0")} == {"00000006"}
+    last = {key.partition("00000006/")[2] for key in keys if key.startswith("runs/first/checkpoints/00000006/")}
+    for step in ("00000003", "00000006"):
+        assert {key.partition(f"{step}/")[2] for key in keys if key.startswith(f"runs/first/kept/{step}/")} == last
+    about = json.loads(client.get_object(Bucket="earth", Key="runs/first/kept/00000003/checkpoint.json")["Body"].read())
+    assert (about["next_step"], about["workers"], about["recipe"]) == (3, 2, "msgfm_tiny")
+    assert about["settings"]["train"]["num_steps"] == 6
+    exported = terraloom("export", run, "s3://earth/exported", "--step", "3")
+    assert exported["step"] == 3
     text = client.get_object(Bucket="earth", Key="runs/first/config.json")["Body"].read()
     assert b"planted-secret" not in text
     report = terraloom("report", run)
