@@ -1,12 +1,13 @@
-"""Kill a run's workers and machines at random and see what it costs: `python -m tests.bench.bench_kills ARCHIVE [--kills 20]`.
+"""Kill a run's workers and machines at random and see what it costs: `python -m tests.bench.bench_kills ARCHIVE [--kills 25]`.
 
 A Ray cluster of several nodes on this machine, each with a raylet of its own. One run is left alone; another with the same
-arguments loses a training worker or a whole node at a random moment, or one that hangs, again and again, each time after it
-has got further. At the end every step's loss is compared. With --elastic the killed node comes back only later: the run
-shrinks and grows again.
+arguments loses a training worker or a whole node, or one hangs, again and again, each time once it has a new checkpoint and at a
+moment drawn from the two intervals after that. What is lost is the time from the checkpoint that it goes on from to the blow.
+At the end every step's loss is compared. With --elastic the killed node comes back only later: the run shrinks and grows again.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -108,8 +109,19 @@ def reached(run: Path) -> int:
     return records[-1]["step"] if records else -1
 
 
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in lines(run / "events.jsonl") if event["event"] == kind]
+
+
 def starts(run: Path) -> list[dict[str, Any]]:
-    return [event for event in lines(run / "events.jsonl") if event["event"] == "training"]
+    return events(run, "training")
+
+
+def interval(run: Path) -> float:
+    """Return the median seconds between two checkpoints of an undisturbed stretch, 0 before there are two."""
+    made = [event for event in lines(run / "events.jsonl") if event["event"] in ("training", "checkpoint")]
+    apart = [b["time"] - a["time"] for a, b in itertools.pairwise(made) if a["event"] == b["event"] == "checkpoint"]
+    return float(np.median(apart)) if apart else 0.0
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str]) -> bool:
@@ -124,34 +136,29 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> bool:
     return True
 
 
-def disturb(
-    nodes: Nodes, arguments: list[str], run: Path, kills: int, every: int, rng: np.random.Generator
-) -> list[dict[str, Any]]:
+def disturb(nodes: Nodes, arguments: list[str], run: Path, kills: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Run, striking `kills` times, each kind in turn; return what each kill cost."""
     found: list[dict[str, Any]] = []
     with running(nodes, arguments) as process:
-        while len(found) < kills and (cost := strike(nodes, run, KINDS[len(found) % len(KINDS)], every, process, rng)):
+        while len(found) < kills and (cost := strike(nodes, run, KINDS[len(found) % len(KINDS)], process, rng)):
             found.append(cost)
             print(cost, flush=True)
     return found
 
 
-def strike(
-    nodes: Nodes, run: Path, kind: str, every: int, process: subprocess.Popen[str], rng: np.random.Generator
-) -> dict[str, Any] | None:
-    """Kill a `kind` once the run is at least a checkpoint further, anywhere between two; None if it has ended."""
-    ahead = reached(run) + every + int(rng.integers(every))
-    if not wait_for(lambda: reached(run) >= ahead and len(nodes.workers()) == 2, process):
+def strike(nodes: Nodes, run: Path, kind: str, process: subprocess.Popen[str], rng: np.random.Generator) -> dict[str, Any] | None:
+    """Kill a `kind` within two intervals of a new checkpoint; None if the run has ended."""
+    made = len(events(run, "checkpoint"))
+    if not wait_for(lambda: len(events(run, "checkpoint")) > made and interval(run) and len(nodes.workers()) == 2, process):
         return None
-    time.sleep(rng.uniform(0, 1))
-    step, count, begin = reached(run), len(starts(run)), time.time()
+    time.sleep(rng.uniform(0, 2 * interval(run)))
+    count, begin = len(starts(run)), time.time()
     if kind in ("node", "notice"):
         node = nodes.choose(rng)
         if kind == "notice":
             nodes.announce(node, NOTICE_SECONDS)
             begin = time.time() + NOTICE_SECONDS
             while time.time() < begin and len(starts(run)) == count:  # Ray may be there before the end
-                step = max(step, reached(run))
                 time.sleep(0.1)
         nodes.kill(node)
         nodes.add()
@@ -160,7 +167,8 @@ def strike(
     if not wait_for(lambda: len(starts(run)) > count, process):
         return None
     again = starts(run)[-1]
-    return {"kind": kind, "step": step, "went_on_at": again["start"], "seconds": again["time"] - begin}
+    made_at = next(event["time"] for event in reversed(events(run, "checkpoint")) if event["step"] == again["start"])
+    return {"kind": kind, "lost": begin - made_at, "interval": interval(run), "seconds": again["time"] - begin}
 
 
 def elastic(nodes: Nodes, arguments: list[str], run: Path) -> list[dict[str, Any]]:
@@ -181,17 +189,19 @@ def elastic(nodes: Nodes, arguments: list[str], run: Path) -> list[dict[str, Any
     ]
 
 
-def table(found: list[dict[str, Any]], every: int) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     rows = [
-        "| killed | times | s until training again, median (most) | steps done again, most | of a checkpoint's |",
+        "| killed | times | s until training again, median (most) | s of training lost, median (most) | s between checkpoints |",
         "|---|---|---|---|---|",
     ]
     for kind in sorted(set(KINDS)):
         of_kind = [one for one in found if one["kind"] == kind]
         if of_kind:
-            seconds = [one["seconds"] for one in of_kind]
-            again = max(one["step"] + 1 - one["went_on_at"] for one in of_kind)
-            rows.append(f"| {kind} | {len(of_kind)} | {np.median(seconds):.0f} ({max(seconds):.0f}) | {again} | {every} |")
+            seconds, lost, apart = ([one[key] for one in of_kind] for key in ("seconds", "lost", "interval"))
+            rows.append(
+                f"| {kind} | {len(of_kind)} | {np.median(seconds):.0f} ({max(seconds):.0f}) | {np.median(lost):.1f} ({max(lost):.1f}) "
+                f"| {np.median(apart):.1f} |"
+            )
     return "\n".join(rows)
 
 
@@ -199,13 +209,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive")
     parser.add_argument("--recipe", default="mae_tiny")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--steps", type=int, default=0, help="of the run; default: enough for all kills")
     parser.add_argument("--elastic", action="store_true")
     parser.add_argument("--work", type=Path, required=True, help="a folder for the runs")
     options = parser.parse_args()
-    steps = options.steps or options.kills * 3 * options.every
+    steps = options.steps or options.kills * 4 * options.every
     shared = [options.recipe, options.archive]
     settings = ["--num-steps", str(steps), "--checkpoint-every", str(options.every), "--health-every", "0", "--batch-size", "8"]
     settings += ["--timeout-s", str(TIMEOUT_SECONDS)]
@@ -217,10 +227,8 @@ def main() -> None:
             killed = run
         else:
             killed = options.work / "killed"
-            found = disturb(
-                nodes, [*shared, str(killed), *settings], killed, options.kills, options.every, np.random.default_rng(0)
-            )
-            print(table(found, options.every))
+            found = disturb(nodes, [*shared, str(killed), *settings], killed, options.kills, np.random.default_rng(0))
+            print(table(found))
         whole = options.work / "whole"
         with running(nodes, [*shared, str(whole), *settings]):
             pass
