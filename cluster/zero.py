@@ -92,10 +92,19 @@ class ZeroEngine(Engine):
         return self._deepspeed.device
 
     def step(self, step: int, batches: Iterable[tuple[Batch, torch.Generator]]) -> dict[str, Any]:
-        if self.config.zero_stage == 3:
-            # Else a module that this step does not use is given its last gradient once more (DeepSpeed 0.19).
-            self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
+        self._forget_gradients()
         return super().step(step, batches)
+
+    def _forget_gradients(self) -> None:
+        """Else a module that a step does not use is given its last gradient once more, in stage 3 and by offload (DeepSpeed 0.19)."""
+        optimiser, stage = self._deepspeed.optimizer, self.config.zero_stage
+        if stage == 3:
+            optimiser.grad_partitions_flat_buffer.zero_()
+        if self.config.offload:
+            optimiser.norm_for_param_grads.clear()
+            for share in optimiser.fp32_partitioned_groups_flat if stage == 3 else optimiser.single_partition_of_fp32_groups:
+                if share.grad is not None:
+                    share.grad.zero_()
 
     def _groups(self) -> list[dict[str, Any]]:
         return [*self._deepspeed.optimizer.param_groups, *(self._experts.optimiser.param_groups if self._experts else ())]

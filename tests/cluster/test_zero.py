@@ -20,8 +20,11 @@ STAGES = (0, 1, 2, 3)
 LANES, STEPS = 2, 9
 SWITCHED = [(2, 3), (1, 6), (2, STEPS)]
 """Numbers of ranks, each until a step."""
-RECIPES = ("mae_tiny", "byol_tiny")
-"""Sensors that take turns; and a teacher that follows."""
+RECIPES = ("mae_tiny", "byol_tiny", "msgfm_tiny")
+"""Sensors that take turns; a teacher that follows; experts that every rank has."""
+OFFLOADED = (1, 2, 3)
+SAVED = 4
+"""Step after which a run is saved that goes on, and another goes on from."""
 
 
 class Small(nn.Module):
@@ -88,6 +91,38 @@ def _run_recipes(rank: int, world: int, folder: str) -> None:
         torch.save(found, f"{folder}/recipes.pt")
 
 
+def _go_on(rank: int, world: int, folder: str) -> None:
+    """Of each stage, with and without offload: a run that is saved on the way, and one that goes on from there."""
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    found: dict[tuple[int, bool], Any] = {}
+    for stage, offload in [*((stage, False) for stage in STAGES), *((stage, True) for stage in OFFLOADED)]:
+        config, place = OptimiserConfig(learning_rate=0.05, warmup_steps=2, zero_stage=stage, offload=offload), f"{stage}_{offload}"
+
+        def steps(engine: ZeroEngine, start: int, stop: int) -> list[float]:
+            return [engine.step(s, [(small_batch(s, rank), torch.Generator())])["loss"] for s in range(start, stop)]
+
+        first, second = (ZeroEngine(Small(), config, STEPS, 8, 1) for _ in range(2))
+        losses = steps(first, 0, SAVED)
+        first.save(f"{folder}/{place}", SAVED)
+        losses += steps(first, SAVED, STEPS)
+        assert second.load(f"{folder}/{place}") == SAVED
+        again = steps(second, SAVED, STEPS)
+        found[stage, offload] = (losses, first.gather_master_weights(), again, second.gather_master_weights())
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def gone_on(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, bool], Any]:
+    folder = tmp_path_factory.mktemp("gone_on")
+    mp.spawn(_go_on, (2, str(folder)), 2)
+    return torch.load(folder / "found.pt", weights_only=True)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
@@ -108,6 +143,24 @@ def switched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_nothing_is_compiled_on_the_way(whole: Path) -> None:
     assert not (whole / "compiled").exists()
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+def test_on_as_many_ranks_it_goes_on_bit_by_bit(stage: int, offload: bool, gone_on: dict[tuple[int, bool], Any]) -> None:
+    if offload and stage not in OFFLOADED:
+        pytest.skip("stage 0 keeps all on the GPU")
+    losses, weights, again, others = gone_on[stage, offload]
+    assert again == losses[SAVED:]
+    assert all(torch.equal(others[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("stage", OFFLOADED)
+def test_what_is_offloaded_takes_the_same_steps(stage: int, gone_on: dict[tuple[int, bool], Any]) -> None:
+    (losses, weights, *_), (others, moved, *_) = gone_on[stage, False], gone_on[stage, True]
+    assert others == pytest.approx(losses, rel=1e-3)
+    for name, value in weights.items():
+        torch.testing.assert_close(moved[name], value, rtol=2e-3, atol=2e-3, msg=name)
 
 
 @pytest.mark.parametrize("stage", STAGES)
