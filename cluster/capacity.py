@@ -5,6 +5,7 @@ DeepSpeed's (0.19) as this project sets it up: bf16 weights, float32 master weig
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -166,7 +167,8 @@ def states_of(objective: nn.Module, optimiser: OptimiserConfig) -> States:
     buffers = sum(b.numel() for b in objective.buffers())
     averages = sum(_size(module) for module in objective.modules() if isinstance(module, MovingAverage))
     if optimiser.average_momentum:
-        own = _size(objective.encoder)
+        encoder: Any = objective.encoder
+        own = _size(encoder)
         buffers, averages = buffers + own, averages + own
     return States(trained - experts, frozen, optimiser, buffers, experts, averages)
 

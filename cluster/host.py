@@ -5,9 +5,14 @@ on which samples, and what is recorded is the same on both.
 """
 
 import os
+import signal
+import sys
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray.train
@@ -63,6 +68,9 @@ class Host(ABC):
         """Return whether a machine of the run has been told that it will be taken away; the same on every rank."""
         return False
 
+    def leave(self) -> None:  # noqa: B027  # a machine that is taken away takes its workers along
+        """Do what is to be done once a checkpoint is safe that was made because the machine `is_leaving`."""
+
 
 class RayHost(Host):
     """A worker of Ray Train: DeepSpeed over all of them, checkpoints by Ray Train, stored while training goes on."""
@@ -112,6 +120,33 @@ class BareHost(Host):
     def __init__(self, run: Run, keep_last: int):
         self._folder, self._keep_last = run.path("checkpoints", BARE_FOLDER), keep_last
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._is_told = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, SIGTERM, by which schedulers say that a process has to go, has it save a checkpoint first.
+
+        Where it is somebody else's, such as Ray's in its tasks, it stays so.
+        """
+        is_free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if not is_free:
+            yield
+            return
+        signal.signal(signal.SIGTERM, self._be_told)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _be_told(self, number: int, frame: Any) -> None:
+        self._is_told = True
+
+    def is_leaving(self) -> bool:
+        return self._is_told
+
+    def leave(self) -> None:
+        print("terraloom: told to end; a checkpoint is stored, the same command goes on from it", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
 
     @property
     def threads(self) -> int:

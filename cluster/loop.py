@@ -31,7 +31,7 @@ from models.compilation import compile_blocks
 from models.recomputation import recompute_blocks
 from pipeline import storage
 from pipeline.archive import Archive, open_archive
-from pipeline.errors import RunFailed
+from pipeline.errors import InputError, RunFailed
 from pipeline.plan import Plan
 from pipeline.replay import Replay
 from pipeline.samples import SampleSource
@@ -141,6 +141,8 @@ def _train(
             if recorder:
                 recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
             _commit(task, host, engine, run, step + 1, terms, kept, must_wait=must_leave)
+            if must_leave:
+                host.leave()
         if trace:
             trace.step()
         asked = time.perf_counter()
@@ -160,7 +162,8 @@ def _commit(
 ) -> None:
     if kept:
         kept.settle()  # before the next one may have it removed
-    host.commit(engine, next_step, terms, task.job.extra, must_wait)
+    with _telling_of_hangs(run, host, next_step - 1, task.job.config.timeout_s):
+        host.commit(engine, next_step, terms, task.job.extra, must_wait)
     if kept:
         kept.add(next_step)
         run.event("checkpoint", step=next_step)
@@ -172,7 +175,7 @@ def _telling_of_hangs(run: Run, host: Host, step: int, timeout_s: int) -> Iterat
     try:
         yield
     except Exception as error:  # torch and Ray each have a class of their own for it
-        if "timed out" in str(error).lower():
+        if "timed out" in str(error).lower() and not isinstance(error, InputError):  # that is a store's
             run.event("hung", rank=host.rank, step=step, because=f"rank {host.rank} of {host.world_size} waited {timeout_s} s")
         raise
 

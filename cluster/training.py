@@ -63,7 +63,7 @@ def train(job: Job) -> dict[str, Any]:
     task = Task(job, *_plan(job, run), sinks)
     started = time.time()
     with storage.patient(), follow(run, config.num_steps):
-        terms = _train_on_cluster(task, run) if config.most else train_rank(task, BareHost(run, config.keep_last))
+        terms = _train_on_cluster(task, run) if config.most else _train_here(task, run)
     run.raise_failure()
     return {"steps": config.num_steps, "seconds": round(time.time() - started, 1), **terms}
 
@@ -96,6 +96,12 @@ def _plan(job: Job, run: Run) -> tuple[Plan, Replay | None]:
         require_memory(job, shapes)
     plan = plan_of(counts, config.lanes, config.batch_size, config.window_shards, config.seed, config.share_exponent)
     return plan, replay
+
+
+def _train_here(task: Task, run: Run) -> dict[str, Any]:
+    host = BareHost(run, task.job.config.keep_last)
+    with host.listening():
+        return train_rank(task, host)
 
 
 def _train_on_cluster(task: Task, run: Run) -> dict[str, Any]:

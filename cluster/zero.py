@@ -96,7 +96,7 @@ class ZeroEngine(Engine):
         return super().step(step, batches)
 
     def _forget_gradients(self) -> None:
-        """Else a module that a step does not use is given its last gradient once more, in stage 3 and by offload (DeepSpeed 0.19)."""
+        """Else a module that a step does not use has its last gradient again, in stage 3 and with offload (DeepSpeed 0.19)."""
         optimiser, stage = self._deepspeed.optimizer, self.config.zero_stage
         if stage == 3:
             optimiser.grad_partitions_flat_buffer.zero_()

@@ -81,6 +81,8 @@ def one_line(action: str, url: str) -> Iterator[None]:
         if is_local(url):
             raise
         cause = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, PermissionError):
+            raise InputError(f"not allowed to {action} '{url}' ({cause}); check credentials and the store's policy") from None
         raise InputError(f"cannot {action} '{url}' after several tries ({cause}); check the store and run this again") from None
 
 
@@ -202,7 +204,7 @@ def create_bytes(url: str, content: bytes) -> bool:
 
 
 def append_line(url: str, line: str) -> None:
-    """Append `line` to the text file at `url`."""
+    """Append `line` to the text file at `url`. To more than 5 MiB on S3 the line alone travels: the store copies what was there."""
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -210,8 +212,9 @@ def append_line(url: str, line: str) -> None:
             file.write(line + "\n")
     else:
         with one_line("write", url):
-            before = fs.cat_file(path) if fs.exists(path) else b""
-            fs.pipe_file(path, before + line.encode() + b"\n")
+            fs.invalidate_cache(path)
+            with fs.open(path, "ab") as file:
+                file.write(line.encode() + b"\n")
 
 
 def read_json(url: str) -> Any:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +103,31 @@ def test_killed_run_resumes_with_the_same_losses(pretrained: Path, archive: str,
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, pretrained)]
     assert weights[0] == weights[1]
     everything_was_told(run)
+
+
+def test_told_to_end_a_run_without_ray_saves_first(archive: str, cluster: str, tmp_path: Path) -> None:
+    """By SIGTERM, as schedulers do, between two checkpoints; it goes on with the bits of a run that was left alone."""
+    options = ["--workers", "0", "--num-steps", "60", "--checkpoint-every", "1000", "--batch-size", "4", "--health-every", "0"]
+    run, whole = tmp_path / "told", tmp_path / "whole"
+    process = start(cluster, "pretrain", "mae_tiny", archive, str(run), *options)
+    limit = time.monotonic() + 200
+    while not ((run / "events.jsonl").is_file() and '"training"' in (run / "events.jsonl").read_text()):
+        assert process.poll() is None, "ended before it could be told"
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "told to end; a checkpoint is stored, the same command goes on from it" in errors
+    saved = [json.loads(line)["step"] for line in (run / "events.jsonl").read_text().splitlines() if '"checkpoint"' in line]
+    assert len(saved) == 1
+    assert 0 < saved[0] < 60
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == saved[0]
+    for folder in (run, whole):
+        finish(start(cluster, "pretrain", "mae_tiny", archive, str(folder), *options))
+    assert losses(run) == losses(whole)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, whole)]
+    assert weights[0] == weights[1]
 
 
 def everything_was_told(run: Path) -> None:

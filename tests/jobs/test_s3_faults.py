@@ -16,6 +16,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
+from cluster.optimiser import OptimiserConfig
+from cluster.run import Run
 from pipeline import storage
 from pipeline.archive import Archive, create_archive
 from pipeline.errors import InputError
@@ -23,6 +25,7 @@ from pipeline.sensors import load_sensor
 from tests.pipeline.test_archive import GRID, make_archive, make_tiles
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
 class Proxy(ThreadingHTTPServer):
@@ -39,6 +42,7 @@ class Proxy(ThreadingHTTPServer):
     def calm(self) -> None:
         self.faults: deque[str] = deque()
         self.method, self.where, self.for_ever, self.states_checksum = "GET", "", "", True
+        self.passed_bytes = 0
 
     def expect(self, method: str, where: str, *faults: str) -> None:
         self.method, self.where, self.faults = method, where, deque(faults)
@@ -60,6 +64,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "503":
             self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
             return
+        if fault == "403":
+            self.answer(403, [("Content-Type", "application/xml")], DENIED)
+            return
         if fault == "lost":  # the request never arrives
             self.cut()
             return
@@ -69,6 +76,7 @@ class Handler(BaseHTTPRequestHandler):
         response = connection.getresponse()
         content = response.read()
         connection.close()
+        self.server.passed_bytes += len(body) + len(content)
         if fault == "unheard":  # it arrives, its answer does not
             self.cut()
             return
@@ -214,3 +222,29 @@ def test_of_many_creators_one_wins(store: Proxy) -> None:
         thread.join()
     assert storage.read_bytes("s3://stumbling/one") == b"%d" % won[0]
     assert len(won) == 1
+
+
+def test_a_run_that_may_not_write_ends_before_it_begins(store: Proxy) -> None:
+    store.calm()
+    store.method, store.where, store.for_ever = "PUT", "/runs/", "403"
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"not allowed to write 's3://stumbling/runs/denied.*Access Denied") as caught:
+        Run("s3://stumbling/runs/denied", "pretrain").begin(OptimiserConfig(), {})
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 20, "what is not allowed is not tried again and again"
+    store.calm()
+    assert storage.names("s3://stumbling/runs/denied") == []
+
+
+def test_of_a_long_record_new_lines_alone_travel(store: Proxy) -> None:
+    """Whichever its length: in full while it is short, below or above the 5 MiB from which a store copies parts."""
+    store.calm()
+    url, lines = "s3://stumbling/metrics.jsonl", ["0", "1" * 3_000_000, "2" * 3_000_000]
+    for line in lines:
+        storage.append_line(url, line)
+    store.passed_bytes = 0
+    for number in range(5):
+        lines.append(f"new {number}")
+        storage.append_line(url, lines[-1])
+    assert store.passed_bytes < 50_000
+    assert storage.read_bytes(url).decode().splitlines() == lines
