@@ -84,10 +84,10 @@ class Kept:
 
     def add(self, next_step: int) -> None:
         """Have the checkpoint of `next_step` stay if it is one to, as soon as `settle` is called."""
-        loss = fmean(self._losses) if self._losses else math.inf
+        loss = fmean(self._losses) if self._losses else None
         self._losses = []
         best = min((one["loss"] for one in self._listed if one["is_best"]), default=math.inf)
-        is_best, is_due = self._keeps_best and loss < best, self._is_due(next_step)
+        is_best, is_due = self._keeps_best and loss is not None and loss < best, self._is_due(next_step)
         if is_best or is_due:
             self._next = {"step": next_step, "loss": loss, "is_due": is_due, "is_best": is_best}
 

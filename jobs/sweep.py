@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.connect import connect
+from cluster.connect import connect, require_node
 from cluster.run import Run
 from cluster.workload import shape_of_archive
 from jobs.progress import progress
@@ -100,6 +100,8 @@ def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> di
         run.event("no_probe", because=f"'{archive_url}' has no label that a probe can answer in every split")
     run.begin(asked, {"plan": plan.name, "archive": archive_url, "digest": archive.digest()})
     connect()
+    if config.workers == "0":
+        require_node(config.cell_cpus, config.cell_gpus, "give --cell-cpus and --cell-gpus that one has")
     sizes = _sizes(plan, archive_url, config, run)
     failed = _run_all(plan, sizes, archive_url, ledger, asked, config, run)
     done = [cell for cell in plan.cells if ledger.is_done(cell.key)]

@@ -5,7 +5,8 @@ worker (`cluster/engine.py`: DeepSpeed, ZeRO 2, bf16 with float32 master weights
 torch's AdamW as it comes. They take turns in one process, so that what else the machine does hits both; the ratio of medians
 is what to look at. THP_MEM_ALLOC_ENABLE=1 gives both the huge pages that a worker has (`cluster/__init__.py`). The last column
 says what products of matrices alone gain from bf16 here, forward and backward in the shapes of the encoder's blocks: without
-AMX about two, which bounds the rest. `--parity` trains both for 200 steps instead.
+AMX about two, which bounds the rest. `--parity SEEDS` trains both for 200 steps instead, from the weights and on the tiles of each
+seed; beside them ours in float32, which says how far two runs of one function come apart by rounding alone.
 """
 
 import argparse
@@ -82,11 +83,11 @@ def tiles(shape: Shape, seed: int) -> Tensor:
     return 0.2 + 0.03 * seen + 0.002 * torch.randn(seen.shape, generator=draw)
 
 
-def build(shape: Shape) -> Mae:
+def build(shape: Shape, seed: int = 0) -> Mae:
     stem = SensorStemConfig(has_norm=False)
     encoder = EncoderConfig(VitConfig(*shape.encoder), 10.0 * shape.patch_px, (OPTICAL,), hidden="absent", stem=stem)
     decoder = VitConfig(*shape.decoder, has_class_token=False)
-    return Mae(encoder, MaeConfig(decoder, MASK_RATIO), torch.Generator().manual_seed(0))
+    return Mae(encoder, MaeConfig(decoder, MASK_RATIO), torch.Generator().manual_seed(seed))
 
 
 def public_step(ours: Mae, shape: Shape, config: OptimiserConfig, num_steps: int) -> Step:
@@ -185,21 +186,28 @@ def ratio(slow: Tensor, fast: Tensor) -> str:
     return " / ".join(f"{value:.2f}" for value in slow / fast)
 
 
-def parity(shape: Shape) -> None:
-    config = OptimiserConfig(learning_rate=1e-3, warmup_steps=20)
-    ours = build(shape)
-    sides = {"public": public_step(ours, shape, config, PARITY_STEPS)}
-    sides["ours"] = our_step(ours, shape, config, PARITY_STEPS)
-    losses = {name: [] for name in sides}
-    for index in range(PARITY_STEPS):
-        pixels = tiles(shape, index)
-        for name, step in sides.items():
-            losses[name].append(step(index, pixels))
-    for name, values in losses.items():
-        at = ", ".join(f"{mean(values[max(0, i - 9) : i + 1]):.4f}" for i in (0, 24, 49, 99, 149, PARITY_STEPS - 1))
-        print(f"{shape}: {name} after 1, 25, 50, 100, 150, {PARITY_STEPS} steps (mean of ten) {at}", flush=True)
-    apart = [a - b for a, b in zip(losses["ours"], losses["public"])][-20:]
-    print(f"last 20 steps, ours - public: mean {mean(apart):+.5f}, largest {max(map(abs, apart)):.5f}")
+def parity(shape: Shape, seeds: int, rate: float) -> None:
+    ends: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        config, exact = (OptimiserConfig(learning_rate=rate, warmup_steps=20, bf16=bf16) for bf16 in (True, False))
+        sides = {"public": public_step(build(shape, seed), shape, config, PARITY_STEPS)}
+        sides["ours"] = our_step(build(shape, seed), shape, config, PARITY_STEPS)
+        sides["ours in float32"] = our_step(build(shape, seed), shape, exact, PARITY_STEPS)
+        losses = {name: [] for name in sides}
+        for index in range(PARITY_STEPS):
+            pixels = tiles(shape, PARITY_STEPS * seed + index)
+            for name, step in sides.items():
+                losses[name].append(step(index, pixels))
+        for name, values in losses.items():
+            at = ", ".join(f"{mean(values[max(0, i - 9) : i + 1]):.4f}" for i in (0, 24, 49, 99, 149, PARITY_STEPS - 1))
+            print(f"{shape}, seed {seed}: {name} after 1, 25, 50, 100, 150, {PARITY_STEPS} steps (mean of ten) {at}", flush=True)
+            ends.setdefault(name, []).append(mean(values[-20:]))
+    for name in ("ours", "ours in float32"):
+        apart = torch.tensor(ends[name]) - torch.tensor(ends["public"])
+        spread = f"{apart.std() / seeds**0.5:.5f}" if seeds > 1 else "unknown"
+        print(
+            f"last 20 steps, {name} - public: mean {apart.mean():+.5f}, its standard error {spread}, largest {apart.abs().max():.5f}"
+        )
 
 
 def main() -> None:
@@ -208,7 +216,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, help="otherwise each shape has its own")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--parity", action="store_true")
+    parser.add_argument("--parity", type=int, default=0, metavar="SEEDS")
+    parser.add_argument("--rate", type=float, default=1e-3, help="of --parity")
     parser.add_argument("--compile", action="store_true", help="also our step with compiled blocks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -223,7 +232,7 @@ def main() -> None:
             titles = ["shape", "public float32", "ours", "ratio", *(["compiled", "ratio"] * options.compile)]
             print(f"| {' | '.join([*titles, 'products alone'])} |\n|{'---|' * (len(titles) + 1)}")
         for shape in chosen:
-            parity(shape) if options.parity else compare(shape, options.rounds, options.compile)
+            parity(shape, options.parity, options.rate) if options.parity else compare(shape, options.rounds, options.compile)
         dist.destroy_process_group()
 
 

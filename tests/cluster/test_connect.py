@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from cluster.connect import require_resources
+from cluster.connect import require_node, require_resources
 from pipeline.errors import InputError
 
 
@@ -20,6 +20,20 @@ def test_more_than_there_is_is_refused(
         require_resources(1000, 1.0, 0.25, 0.0)
     assert ("waiting up to" in capsys.readouterr().err) == bool(wait_s)
     require_resources(1, has, 0.0, 0.0)
+
+
+def test_one_node_must_have_what_a_task_holds(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TERRALOOM_NODE_WAIT_S", raising=False)
+    has = ray.cluster_resources()["CPU"]
+    require_node(has, 0, "")
+    with pytest.raises(InputError, match=rf"no node has {has + 1:g} CPUs and 0 GPUs, the largest has {has:g} and 0; try less"):
+        require_node(has + 1, 0, "try less")
+    two = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: [*two, {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 9.0}}])
+    require_node(64, 0, "")
+    require_node(8, 1, "")
+    with pytest.raises(InputError, match="no node has 16 CPUs and 1 GPUs, the largest has 8 and 1; try less"):
+        require_node(16, 1, "try less")
 
 
 def test_the_time_that_nodes_may_take_is_a_number(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
