@@ -1,11 +1,13 @@
 """Named experiments: questions that the literature leaves open, asked at equal operations on one archive.
 
-Sensors are found by what they measure, not by name: `optical` is the reflectance sensor and `radar` the active one that the
-archive has.
+Sensors are found by what they measure, not by name: of those that measure reflectance the one with most tiles, or, where it is
+paired with a radar, the two with most sites in common.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from jobs.recipes import load_recipe
@@ -15,6 +17,7 @@ from jobs.sweeping.settings import Setting
 from models.stems.band_groups import SENTINEL2_GROUPS
 from pipeline.archive import Archive
 from pipeline.errors import InputError
+from pipeline.views import presence
 
 Arm = tuple[str, dict[str, Any]]
 """A recipe and what is changed in it."""
@@ -101,7 +104,7 @@ def masking(options: MaskingOptions, archive: Archive) -> Plan:
 
 
 def cross_sensor(options: CrossSensorOptions, archive: Archive) -> Plan:
-    pairs = {"train.sensor_sets": [sorted((_optical(archive), _radar(archive)))]}
+    pairs = {"train.sensor_sets": [sorted(_pair(archive))]}
     views = {"objective.views": "sensors", "train.view": {"kind": "CrossSensor"}, "train.stream.crops": None}
     arms: dict[str, Arm] = {"simclr of sensors": ("simclr_tiny", pairs | views), "moco of sensors": ("moco_tiny", pairs | views)}
     for name in ("rs_byol_tiny", "rs_byol_three_tiny", "byol_sensors_tiny", "vicreg_sensors_tiny", "barlow_twins_sensors_tiny"):
@@ -154,7 +157,7 @@ def hypernetwork(options: HypernetworkOptions, archive: Archive) -> Plan:
 
 
 def composition(options: CompositionOptions, archive: Archive) -> Plan:
-    optical, radar = _optical(archive), _radar(archive)
+    optical, radar = _pair(archive)
     pair, singles = sorted((optical, radar)), [[optical], [radar]]
     single = {"train.view": {"kind": "Single"}}
     arms: dict[str, Arm] = {
@@ -205,19 +208,31 @@ def _is_reflectance(archive: Archive, name: str) -> bool:
 
 
 def _optical(archive: Archive) -> str:
-    return _first(archive, [name for name in archive.sensors if _is_reflectance(archive, name)], "measures reflectance")
+    """Return the sensor that measures reflectance and has most tiles."""
+    found = _those(archive, lambda name: _is_reflectance(archive, name), "measures reflectance")
+    tiles = archive.catalog()["sensor"].value_counts()
+    return max(sorted(found), key=lambda name: tiles.get(name, 0))
 
 
-def _radar(archive: Archive) -> str:
-    return _first(
-        archive, [name for name in archive.sensors if archive.sensors[name].quantity in ("sigma0", "gamma0")], "is a radar"
-    )
+def _pair(archive: Archive) -> tuple[str, str]:
+    """Return the sensor that measures reflectance and the radar that have most sites in common."""
+    optical = _those(archive, lambda name: _is_reflectance(archive, name), "measures reflectance")
+    radar = _those(archive, lambda name: archive.sensors[name].quantity in ("sigma0", "gamma0"), "is a radar")
+    sites: Counter[tuple[str, str]] = Counter()
+    for (names, name), count in presence(archive.catalog()).items():
+        sites.update({pair: count for pair in product(optical, radar) if not name and {*pair} <= {*names}})
+    if not sites:
+        raise InputError(
+            f"no site of '{archive.url}' has one of {', '.join(optical)} and one of {', '.join(radar)}; use an archive of pairs"
+        )
+    return max(sorted(sites), key=lambda pair: sites[pair])
 
 
-def _first(archive: Archive, found: Sequence[str], what: str) -> str:
+def _those(archive: Archive, is_one: Callable[[str], bool], what: str) -> list[str]:
+    found = sorted(filter(is_one, archive.sensors))
     if not found:
         raise InputError(f"no sensor of '{archive.url}' {what} (has {', '.join(sorted(archive.sensors))}); use another archive")
-    return sorted(found)[0]
+    return found
 
 
 PLANS = {

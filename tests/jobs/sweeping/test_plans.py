@@ -14,8 +14,10 @@ from jobs.sweeping.plans.ladder import LadderOptions, ladder
 from jobs.sweeping.settings import changed
 from jobs.sweeping.sizes import sized, sizes_of
 from models.vit import VitConfig
-from pipeline.archive import open_archive
+from pipeline.archive import create_archive, open_archive
 from pipeline.errors import InputError
+from pipeline.sensors import load_sensor
+from tests.pipeline.test_archive import GRID, make_tiles
 
 
 def test_dial_2_is_the_tiny_shape_and_parameters_grow_with_its_cube() -> None:
@@ -119,6 +121,25 @@ def test_every_named_plan_makes_recipes_that_can_be_built(archive: str) -> None:
                     assert sizes_of(cell, archive).flops > 0
     with pytest.raises(InputError, match=r"plan 'lader' is unknown and no .yaml file .*did you mean 'ladder'"):
         load_maker("lader")
+
+
+def test_of_several_data_sets_the_sensors_that_meet_are_compared(tmp_path: Path) -> None:
+    """Most tiles, and the first name, are of a sensor that meets no radar."""
+    names = ("sentinel1_grd", "sentinel2_l1c", "sentinel2_l2a")
+    archive = create_archive(str(tmp_path / "several"), GRID, {name: load_sensor(name) for name in names}, {})
+    archive.publish("one", "train", make_tiles(9, sensor="sentinel2_l1c"), "inputs")
+    archive.publish("two", "train", [t for name in names[::2] for t in make_tiles(4, sensor=name)], "inputs")
+    made = makers()
+    for name in ("cross_sensor", "composition"):
+        plan = made[name].make(made[name].options(), archive)
+        assert dict(plan.cells[0].settings)["train.sensor_sets"] == [["sentinel1_grd", "sentinel2_l2a"]]
+    masking = made["masking"].make(made["masking"].options(), archive)
+    assert dict(masking.cells[0].settings)["train.sensor_sets"] == [["sentinel2_l1c"]], "alone, the one with most tiles"
+    archive.withdraw("two")
+    with pytest.raises(
+        InputError, match="has one of sentinel2_l1c, sentinel2_l2a and one of sentinel1_grd; use an archive of pairs"
+    ):
+        made["cross_sensor"].make(made["cross_sensor"].options(), archive)
 
 
 def test_experts_and_the_dense_model_of_equal_parameters_are_equal(archive: str) -> None:
