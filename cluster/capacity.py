@@ -64,9 +64,13 @@ class States:
         shared = (4 + moments) / ranks
         return (weight + shared if stage < 3 else 2 * weight / ranks + shared) * self.parameters + frozen
 
-    def host_bytes(self, ranks: int) -> float:
-        """Return what a rank keeps in its machine's memory with `offload`: masters, moments, gradients, weights on their way."""
-        return (4 + self.moment_bytes + 4 + self.weight_bytes) * self.parameters / ranks if self.optimiser.offload else 0.0
+    def host_bytes(self, stage: int, ranks: int, micro_batches: int) -> float:
+        """Return what a rank keeps in its machine's memory with `offload`: masters, moments, gradients, weights on their way,
+
+        and in stages 1 and 2 the sum of gradients over micro-batches.
+        """
+        summed = self.weight_bytes if stage < 3 and micro_batches > 1 else 0
+        return (4 + self.moment_bytes + 4 + self.weight_bytes + summed) * self.parameters / ranks if self.optimiser.offload else 0.0
 
     def peak(self, stage: int, ranks: int, is_gpu: bool, cost: Cost | None = None, samples: int = 0) -> float:
         """Return the most bytes of a rank at once: going back, while gradients are reduced, or in the optimiser's step."""

@@ -3,6 +3,7 @@
 One that is to stay is copied once it is whole, from storage to storage, and listed in RUN/kept.json once the copy is.
 """
 
+import json
 import math
 import time
 from statistics import fmean
@@ -20,6 +21,8 @@ ABOUT = "checkpoint.json"
 COMMITTED = "checkpoint_manager_snapshot.json"
 """In RUN/checkpoints, where Ray Train (2.60) says which of them are whole."""
 POLL_SECONDS = 0.2
+PATIENCE = 50
+"""How often a file is read that is just being written."""
 
 
 def name_of(next_step: int) -> str:
@@ -32,11 +35,8 @@ def whole_checkpoint(run: Run, next_step: int) -> str | None:
     bare = run.path("checkpoints", BARE_FOLDER, name_of(next_step))
     if storage.exists(bare):
         return bare
-    if storage.exists(run.path("checkpoints", COMMITTED)):
-        listed = storage.read_json(run.path("checkpoints", COMMITTED))["checkpoint_results"]
-        if name_of(next_step) in (one["checkpoint_dir_name"] for one in listed):
-            return run.path("checkpoints", name_of(next_step))
-    return None
+    listed = [one["checkpoint_dir_name"] for one in _committed(run).get("checkpoint_results", [])]
+    return run.path("checkpoints", name_of(next_step)) if name_of(next_step) in listed else None
 
 
 def checkpoint_url(run: Run, step: int | None) -> str:
@@ -51,10 +51,20 @@ def checkpoint_url(run: Run, step: int | None) -> str:
         return run.path(FOLDER, name_of(step))
     if bare := storage.names(run.path("checkpoints", BARE_FOLDER)):
         return run.path("checkpoints", BARE_FOLDER, bare[-1])
-    if not storage.exists(run.path("checkpoints", COMMITTED)):
+    if not (last := _committed(run).get("latest_checkpoint_result")):
         raise InputError(f"'{run.url}' has no checkpoint yet; wait for its first, or give another run")
-    last = storage.read_json(run.path("checkpoints", COMMITTED))["latest_checkpoint_result"]
     return run.path("checkpoints", last["checkpoint_dir_name"])
+
+
+def _committed(run: Run) -> dict[str, Any]:
+    """Return what Ray Train says of the run's checkpoints, {} before there is one. It writes this file in place."""
+    url = run.path("checkpoints", COMMITTED)
+    for _ in range(PATIENCE):
+        try:
+            return storage.read_json(url) if storage.exists(url) else {}
+        except json.JSONDecodeError:
+            time.sleep(POLL_SECONDS)
+    raise InputError(f"'{url}' is no JSON; remove it, and the run begins anew")
 
 
 def kept_of(run: Run) -> list[dict[str, Any]]:
@@ -66,7 +76,7 @@ class Kept:
     """Has a checkpoint stay every `every` steps (0: none) and, if `keeps_best`, the one with the lowest mean loss before it.
 
     The loss is that of training, over the steps since the last checkpoint. One rank has it. `start`: the checkpoint that it
-    begins with, which whoever ended before may not have come to copy.
+    begins with, which whoever ended before may not have come to copy; `ABOUT` in it has the loss before it.
     """
 
     def __init__(self, run: Run, every: int, keeps_best: bool, start: int = 0, timeout_s: float = 600.0):
@@ -74,18 +84,22 @@ class Kept:
         self._listed = kept_of(run)
         self._losses: list[float] = []
         self._next: dict[str, Any] | None = None
-        if start and self._is_due(start) and start not in [one["step"] for one in self._listed]:
-            self._next = {"step": start, "loss": None, "is_due": True, "is_best": False}
+        if start and start not in [one["step"] for one in self._listed]:
+            about = storage.join(whole_checkpoint(run, start) or "", ABOUT)
+            self.add(start, storage.read_json(about).get("loss") if storage.exists(about) else None)
 
     def see(self, loss: float) -> None:
         """Remember a step's loss."""
         if math.isfinite(loss):
             self._losses.append(loss)
 
-    def add(self, next_step: int) -> None:
-        """Have the checkpoint of `next_step` stay if it is one to, as soon as `settle` is called."""
-        loss = fmean(self._losses) if self._losses else None
-        self._losses = []
+    def take_loss(self) -> float | None:
+        """Return the mean loss since this was last asked, None without any."""
+        losses, self._losses = self._losses, []
+        return fmean(losses) if losses else None
+
+    def add(self, next_step: int, loss: float | None) -> None:
+        """Have the checkpoint of `next_step`, with that mean loss before it, stay if it is one to, once `settle` is called."""
         best = min((one["loss"] for one in self._listed if one["is_best"]), default=math.inf)
         is_best, is_due = self._keeps_best and loss is not None and loss < best, self._is_due(next_step)
         if is_best or is_due:
@@ -96,11 +110,8 @@ class Kept:
         if not (entry := self._next):
             return
         self._next = None
-        if entry["step"] not in [one["step"] for one in self._listed]:  # else a step that was done again
-            storage.copy_folder(self._wait_for(entry["step"]), self._run.path(FOLDER, name_of(entry["step"])))
-        others = [
-            one | {"is_best": one["is_best"] and not entry["is_best"]} for one in self._listed if one["step"] != entry["step"]
-        ]
+        storage.copy_folder(self._wait_for(entry["step"]), self._run.path(FOLDER, name_of(entry["step"])))
+        others = [one | {"is_best": one["is_best"] and not entry["is_best"]} for one in self._listed]
         self._listed = [one for one in (*others, entry) if one["is_due"] or one["is_best"]]
         storage.write_json(self._run.path(INDEX), {"checkpoints": self._listed})
         wanted = {name_of(one["step"]) for one in self._listed}

@@ -78,7 +78,8 @@ def train_rank(task: Task, host: Host) -> dict[str, Any]:
             with storage.staged_folder(run.path("models", name)) as folder:
                 encoder.save(folder, job.extra)
         save_reconstructions(trained, replace(SampleSource(archive, config.view), splits=("val", "test")), task.plan, run)
-    _commit(task, host, engine, run, config.num_steps, terms, kept, must_wait=True)
+    if start < config.num_steps:  # else it is what was begun with
+        _commit(task, host, engine, run, config.num_steps, terms, kept, must_wait=True)
     if kept:
         kept.settle()
     return terms
@@ -160,12 +161,15 @@ def _watch(config: TrainConfig, engine: Engine, host: Host, run: Run) -> Watch:
 def _commit(
     task: Task, host: Host, engine: Engine, run: Run, next_step: int, terms: dict[str, Any], kept: Kept | None, must_wait: bool
 ) -> None:
+    config = task.job.config
+    if kept and config.keep_last == 1 and not must_wait:
+        kept.settle()  # before the next one has it removed
+    loss = kept.take_loss() if kept else None
+    with _telling_of_hangs(run, host, next_step - 1, config.timeout_s):
+        host.commit(engine, next_step, terms, {"loss": loss, **task.job.extra}, must_wait)
     if kept:
-        kept.settle()  # before the next one may have it removed
-    with _telling_of_hangs(run, host, next_step - 1, task.job.config.timeout_s):
-        host.commit(engine, next_step, terms, task.job.extra, must_wait)
-    if kept:
-        kept.add(next_step)
+        kept.settle()
+        kept.add(next_step, loss)
         run.event("checkpoint", step=next_step)
 
 

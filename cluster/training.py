@@ -44,6 +44,8 @@ START_SECONDS = 30
 
 after a machine is lost its resources are still counted.
 """
+HEALTH_SECONDS = 15
+"""How much longer than workers wait for one another Ray's controller waits for one that does not answer."""
 SHUTDOWN_SECONDS = 1
 """How long Ray's controller waits for failed workers to leave their process group: one that hangs never does."""
 
@@ -130,8 +132,9 @@ class _Impatient(UserCallback):
 
 def _trainer(task: Task) -> TorchTrainer:
     config = task.job.config
-    for wait in ("COLLECTIVE", "WORKER_HEALTH_CHECK"):  # what Ray Train waits for besides torch: for ever, and 10 minutes
-        os.environ[f"RAY_TRAIN_{wait}_TIMEOUT_S"] = str(config.timeout_s)
+    # What Ray Train waits for besides torch: for ever, and 10 minutes. Those that wait for one that hangs say so first.
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(config.timeout_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.timeout_s + HEALTH_SECONDS)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_SECONDS))
     filesystem, path = arrow_filesystem(task.job.run_url)
     gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}

@@ -149,6 +149,7 @@ def _time(sample: dict[str, float], states: States, train: TrainConfig, config: 
     needed = {name: value * batch / device_seconds for name, value in sample.items()}
     cores = needed["raw_bytes"] / (DECODE_GB_PER_SECOND * 1e9)
     cpu_nodes = math.ceil(max(0.0, cores - config.gpus * config.cores_per_gpu) / config.cores_per_cpu_node)
+    host_bytes = states.host_bytes(train.optimiser.zero_stage, config.gpus, train.lanes // config.gpus)
     prices = {
         "gpus": hours * config.gpus * config.gpu_hour_price,
         "cpu_nodes": hours * cpu_nodes * config.cpu_node_hour_price,
@@ -169,7 +170,7 @@ def _time(sample: dict[str, float], states: States, train: TrainConfig, config: 
         "decoding_cores_needed": cores,
         "decoding_threads_per_worker_needed": math.ceil(cores / config.gpus),
         "cpu_nodes_needed": cpu_nodes,
-        "host_memory_gib_per_machine": states.host_bytes(config.gpus) / GIB * min(config.gpus, config.gpus_per_machine),
+        "host_memory_gib_per_machine": host_bytes / GIB * min(config.gpus, config.gpus_per_machine),
         "cost": prices | {"total": sum(prices.values())},
     }
 

@@ -100,7 +100,7 @@ def sweep(plan: Plan, archive_url: str, run_url: str, config: SweepConfig) -> di
         run.event("no_probe", because=f"'{archive_url}' has no label that a probe can answer in every split")
     run.begin(asked, {"plan": plan.name, "archive": archive_url, "digest": archive.digest()})
     connect()
-    if config.workers == "0":
+    if config.workers == "0" and not all(ledger.is_done(cell.key) for cell in plan.cells):
         require_node(config.cell_cpus, config.cell_gpus, "give --cell-cpus and --cell-gpus that one has")
     sizes = _sizes(plan, archive_url, config, run)
     failed = _run_all(plan, sizes, archive_url, ledger, asked, config, run)

@@ -213,8 +213,16 @@ def append_line(url: str, line: str) -> None:
     else:
         with one_line("write", url):
             fs.invalidate_cache(path)
-            with fs.open(path, "ab") as file:
-                file.write(line.encode() + b"\n")
+            content = line.encode() + b"\n"
+            size = len(content) + (fs.info(path)["size"] if fs.exists(path) else 0)
+            try:
+                with fs.open(path, "ab") as file:
+                    file.write(content)
+            except _store_errors() as error:
+                # The store may have done it and its answer be lost: asked again it knows of no such upload.
+                fs.invalidate_cache(path)
+                if not fs.exists(path) or fs.info(path)["size"] != size:
+                    raise OSError(str(error)) from None
 
 
 def read_json(url: str) -> Any:

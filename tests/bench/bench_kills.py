@@ -25,6 +25,8 @@ import numpy as np
 import psutil
 from ray.cluster_utils import Cluster
 
+from cluster.checkpoints import COMMITTED
+
 STORE = {"object_store_memory": 200_000_000}
 GIVE_UP_SECONDS = 300.0
 KINDS = ("worker", "node", "worker", "notice", "hang")
@@ -93,8 +95,11 @@ def _trains(process: psutil.Process) -> bool:
 def running(nodes: Nodes, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "jobs.cli", "pretrain", *arguments, "--json"]
     process = subprocess.Popen(command, env=nodes.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    yield process
-    _, errors = process.communicate(timeout=GIVE_UP_SECONDS)
+    try:
+        yield process
+        _, errors = process.communicate(timeout=GIVE_UP_SECONDS)
+    finally:
+        process.kill()
     if process.returncode:
         raise SystemExit(f"terraloom pretrain ended with {process.returncode}:\n{errors[-3000:]}")
 
@@ -111,6 +116,15 @@ def reached(run: Path) -> int:
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in lines(run / "events.jsonl") if event["event"] == kind]
+
+
+def committed(run: Path) -> int:
+    """Return the step of the last checkpoint that the run would go on from."""
+    try:
+        listed = json.loads((run / "checkpoints" / COMMITTED).read_text())["checkpoint_results"]
+    except (OSError, json.JSONDecodeError):  # not yet, or just being written
+        return 0
+    return max(int(one["checkpoint_dir_name"]) for one in listed)
 
 
 def starts(run: Path) -> list[dict[str, Any]]:
@@ -166,8 +180,8 @@ def strike(nodes: Nodes, run: Path, kind: str, process: subprocess.Popen[str], r
         nodes.strike_worker(rng, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
     if not wait_for(lambda: len(starts(run)) > count, process):
         return None
-    again = starts(run)[-1]
-    made_at = next(event["time"] for event in reversed(events(run, "checkpoint")) if event["step"] == again["start"])
+    again, first = starts(run)[-1], starts(run)[0]["time"]
+    made_at = next((event["time"] for event in reversed(events(run, "checkpoint")) if event["step"] == again["start"]), first)
     return {"kind": kind, "lost": begin - made_at, "interval": interval(run), "seconds": again["time"] - begin}
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,11 +58,23 @@ def test_micro_batches_that_cannot_fit_are_said_with_those_that_can(monkeypatch:
     asked(tiles)
     with pytest.raises(InputError, match=r"of 300000 samples need about \d+ GiB on each of 2 GPUs, they have 22 GiB") as refused:
         asked(tiles, "--batch-size", "300000")
-    said = re.search(r"use --batch-size (\d+) \(with more --lanes for the same step\), --recompute True", str(refused.value))
+    said = re.search(
+        r"use --batch-size (\d+) \(with more --lanes for the same step\) or --recompute True or a higher", str(refused.value)
+    )
     assert said
     asked(tiles, "--batch-size", said[1])
     with pytest.raises(InputError):
         asked(tiles, "--batch-size", str(round(1.2 * int(said[1]))))
+
+
+def test_what_cannot_be_counted_is_not_judged(monkeypatch: pytest.MonkeyPatch, tiles: str) -> None:
+    on(monkeypatch, "L4")
+    asked(tiles, "--batch-size", "300000", "--compile", "True")
+    with monkeypatch.context() as few:
+        few.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100_000))
+        asked(tiles, "--batch-size", "300000")
+    with pytest.raises(InputError, match=r"use --batch-size \d+ \(with more --lanes for the same step\)$"):
+        asked(tiles, "--batch-size", "300000", "--recompute", "True", "--zero-stage", "3")
 
 
 @pytest.mark.parametrize("cards", [(), ("TPU-V4",), ("L4", "TPU-V4")])

@@ -84,10 +84,12 @@ def test_seconds_follow_from_rates() -> None:
 def test_what_is_offloaded_is_in_the_machine_instead(stage: int, ranks: int, in_all: float) -> None:
     """Bytes a parameter on both together as counted in DeepSpeed 0.19.8 on CPU ranks, tensor by tensor, between two steps."""
     states = States(MILLION, 0, OptimiserConfig(zero_stage=stage, offload=True))
-    assert states.held(stage, ranks) + states.host_bytes(ranks) == pytest.approx(in_all * MILLION)
+    assert states.held(stage, ranks) + states.host_bytes(stage, ranks, 1) == pytest.approx(in_all * MILLION)
     assert states.held(stage, ranks) == (2 * MILLION / ranks if stage == 3 else 2 * MILLION)
     kept = States(MILLION, 0, OptimiserConfig(zero_stage=stage))
-    assert kept.host_bytes(ranks) == 0
+    assert kept.host_bytes(stage, ranks, 1) == 0
+    summed = states.host_bytes(stage, ranks, 2) - states.host_bytes(stage, ranks, 1)
+    assert summed == (0 if stage == 3 else 2 * MILLION / ranks)
     assert states.peak(stage, ranks, is_gpu=True) < kept.peak(stage, ranks, is_gpu=True)
     # Gradients go as float32, once for each micro-batch, and weights come back in bf16.
     assert states.copied(ranks, 3) == pytest.approx(14 * MILLION / ranks)

@@ -48,7 +48,7 @@ def keep(run: Run, losses: list[float], first: int = 1, **settings: object) -> K
     for number, loss in enumerate(losses, first):
         kept.see(loss)
         kept.see(loss + 2)
-        kept.add(10 * number)
+        kept.add(10 * number, kept.take_loss())
         folder = store(run, 10 * number)
         kept.settle()
         storage.remove(str(folder))
@@ -85,14 +85,14 @@ def test_nothing_stays_unasked(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_not_whole_is_waited_for(tmp_path: Path) -> None:
     run = Run(str(tmp_path / "run"), "pretrain")
     kept = Kept(run, 10, False)
-    kept.add(10)
+    kept.add(10, None)
     later = threading.Timer(0.5, store, (run, 10))
     later.start()
     kept.settle()
     later.join()
     assert checkpoint_url(run, 10) == run.path("kept", "00000010")
     never = Kept(run, 10, False, timeout_s=0.3)
-    never.add(20)
+    never.add(20, None)
     with pytest.raises(TimeoutError, match=r"the checkpoint of step 20 was not whole after 0\.3 s"):
         never.settle()
 
@@ -108,14 +108,18 @@ def test_what_was_half_copied_is_no_checkpoint_and_done_again(tmp_path: Path) ->
     Kept(run, 10, False, start=20).settle()
     assert (half / "state" / "rank").read_text() == "20"
     assert listed(run) == [(20, None, True, False)]
-    Kept(run, 15, False, start=20).settle()  # not due
-    again = Kept(run, 10, True, start=20)  # there already: the run's own is not wanted
     storage.remove(run.path("checkpoints"))
-    again.settle()
-    again.see(1.0)
-    again.add(20)
-    again.settle()
-    assert listed(run) == [(20, 1.0, True, True)]
+    Kept(run, 10, True, start=20).settle()  # there already: the run's own is not wanted
+    assert listed(run) == [(20, None, True, False)]
+
+
+def test_the_best_is_told_by_its_checkpoint_to_whoever_goes_on(tmp_path: Path) -> None:
+    run = Run(str(tmp_path / "run"), "pretrain")
+    keep(run, [5.0], every=0, keeps_best=True)
+    for step, loss in ((20, 7.0), (30, 2.0)):
+        storage.write_json(storage.join(str(store(run, step)), "checkpoint.json"), {"loss": loss})
+        Kept(run, 0, True, start=step).settle()
+    assert listed(run) == [(30, 2.0, False, True)]
 
 
 def test_a_copy_outlives_what_it_was_copied_from(tmp_path: Path) -> None:

@@ -92,7 +92,10 @@ def _run_recipes(rank: int, world: int, folder: str) -> None:
 
 
 def _go_on(rank: int, world: int, folder: str) -> None:
-    """Of each stage, with and without offload: a run that is saved on the way, and one that goes on from there."""
+    """Of each stage, with and without offload: a run that is saved on the way, and one that goes on from there.
+
+    A step is of two micro-batches a rank.
+    """
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = "0"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
@@ -101,9 +104,12 @@ def _go_on(rank: int, world: int, folder: str) -> None:
         config, place = OptimiserConfig(learning_rate=0.05, warmup_steps=2, zero_stage=stage, offload=offload), f"{stage}_{offload}"
 
         def steps(engine: ZeroEngine, start: int, stop: int) -> list[float]:
-            return [engine.step(s, [(small_batch(s, rank), torch.Generator())])["loss"] for s in range(start, stop)]
+            lanes = (rank, rank + world)
+            return [
+                engine.step(s, [(small_batch(s, lane), torch.Generator()) for lane in lanes])["loss"] for s in range(start, stop)
+            ]
 
-        first, second = (ZeroEngine(Small(), config, STEPS, 8, 1) for _ in range(2))
+        first, second = (ZeroEngine(Small(), config, STEPS, 8, 2) for _ in range(2))
         losses = steps(first, 0, SAVED)
         first.save(f"{folder}/{place}", SAVED)
         losses += steps(first, SAVED, STEPS)

@@ -243,8 +243,11 @@ def test_of_a_long_record_new_lines_alone_travel(store: Proxy) -> None:
     for line in lines:
         storage.append_line(url, line)
     store.passed_bytes = 0
-    for number in range(5):
-        lines.append(f"new {number}")
+    for fault in ("", "503", "lost", "unheard"):
+        if fault:
+            store.expect("POST", "uploadId", fault)
+        lines.append(f"new {fault}")
         storage.append_line(url, lines[-1])
+        assert not store.faults
     assert store.passed_bytes < 50_000
     assert storage.read_bytes(url).decode().splitlines() == lines

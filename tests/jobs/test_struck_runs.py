@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench.bench_kills import Nodes, events, lines, reached, running, starts, wait_for
+from tests.bench.bench_kills import Nodes, committed, events, lines, running, starts, wait_for
 
 STEPS, EVERY = 240, 20
 SETTINGS = ["--num-steps", str(STEPS), "--checkpoint-every", str(EVERY), "--batch-size", "8", "--window-shards", "2"]
@@ -38,9 +38,9 @@ def test_a_run_survives_kills_and_hangs_and_shrinks(nodes: Nodes, archive: str, 
     with running(nodes, ["mae_tiny", archive, str(struck), *SETTINGS, "--workers", "1:2"]) as process:
 
         def is_further(than: int, workers: int) -> bool:
-            """Whether it was started again and has come past a checkpoint since, with so many workers."""
+            """Whether it was started again and has a further checkpoint since, with so many workers."""
             begun = starts(struck)
-            further = len(begun) > than and reached(struck) > begun[-1]["start"] + EVERY
+            further = len(begun) > than and committed(struck) > begun[-1]["start"]
             return further and begun[-1]["workers"] == workers == len(nodes.workers())
 
         assert wait_for(lambda: is_further(0, 2), process)
