@@ -44,7 +44,7 @@ START_SECONDS = 30
 
 after a machine is lost its resources are still counted.
 """
-HEALTH_SECONDS = 15
+HEALTH_SECONDS = 60
 """How much longer than workers wait for one another Ray's controller waits for one that does not answer."""
 SHUTDOWN_SECONDS = 1
 """How long Ray's controller waits for failed workers to leave their process group: one that hangs never does."""

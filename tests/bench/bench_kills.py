@@ -28,7 +28,7 @@ from ray.cluster_utils import Cluster
 from cluster.checkpoints import COMMITTED
 
 STORE = {"object_store_memory": 200_000_000}
-GIVE_UP_SECONDS = 300.0
+GIVE_UP_SECONDS = 900.0
 KINDS = ("worker", "node", "worker", "notice", "hang")
 """A process killed, a machine lost, a machine lost that was said to be before, a process that stops without ending."""
 NOTICE_SECONDS = 15.0

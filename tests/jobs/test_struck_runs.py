@@ -10,10 +10,10 @@ import pytest
 
 from tests.bench.bench_kills import Nodes, committed, events, lines, running, starts, wait_for
 
-STEPS, EVERY = 240, 20
+STEPS, EVERY = 160, 20
 SETTINGS = ["--num-steps", str(STEPS), "--checkpoint-every", str(EVERY), "--batch-size", "8", "--window-shards", "2"]
 SETTINGS += ["--health-every", "0", "--timeout-s", "30"]
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture
