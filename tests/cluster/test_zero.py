@@ -1,6 +1,8 @@
 """Every ZeRO stage takes the same steps, and so does a run that goes on with another number of ranks, but for rounding."""
 
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,22 @@ def _go_on(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def _wait_for_one_that_hangs(rank: int, world: int, folder: str) -> None:
+    os.environ["LOCAL_RANK"] = "0"
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=5))
+    engine = ZeroEngine(Small(), OptimiserConfig(learning_rate=0.05, warmup_steps=2), STEPS, 8, 1)
+    engine.step(0, [(small_batch(0, rank), torch.Generator())])
+    told, began = Path(folder) / "told.txt", time.monotonic()
+    if rank == 0:
+        try:
+            engine.step(1, [(small_batch(1, rank), torch.Generator())])
+        except RuntimeError as error:
+            told.write_text(str(error))
+    while not told.exists() and time.monotonic() - began < 60:
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def gone_on(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, bool], Any]:
     folder = tmp_path_factory.mktemp("gone_on")
@@ -145,6 +163,11 @@ def switched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mp.spawn(_run, (world, start, stop, str(folder)), world)
         start = stop
     return folder
+
+
+def test_ranks_wait_no_longer_than_they_were_given(tmp_path: Path) -> None:
+    mp.spawn(_wait_for_one_that_hangs, (2, str(tmp_path)), 2)
+    assert "Timed out" in (tmp_path / "told.txt").read_text()
 
 
 def test_nothing_is_compiled_on_the_way(whole: Path) -> None:
