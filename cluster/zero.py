@@ -75,7 +75,7 @@ class ZeroEngine(Engine):
             | ({"communication_data_type": "fp32"} if dist.get_world_size() > 1 else {}),
         )
         # DeepSpeed (0.19) reduces in a group of its own, with torch's 10 or 30 minutes for ranks that hang.
-        seconds = dist.group.WORLD._get_backend(self.device).options._timeout
+        seconds = dist.distributed_c10d._get_default_group()._get_backend(self.device).options._timeout
         dist.distributed_c10d._set_pg_timeout(seconds, self._deepspeed.data_parallel_group)
         if isinstance(self._deepspeed.optimizer, FP16_UnfusedOptimizer):
             # It has taken a step without gradients to make room (0.19), here at rate 0: Adam shall not count it.
