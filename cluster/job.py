@@ -29,7 +29,6 @@ class TrainConfig:
     lanes: int = 2
     workers: str = "2"
     """Processes that train together; 'least:most' for as many as the cluster has room for at any time; 0: this process, without
-
     Ray and DeepSpeed.
     """
     cpus_per_worker: float = 0.75
@@ -40,16 +39,14 @@ class TrainConfig:
     """Sensors that a sample holds, one entry a set; empty: derived from the archive."""
     share_exponent: float = 1.0
     """A sensor set is trained on in proportion to this power of its samples: 1 as often as it has samples, 0 as often as others,
-
     between them rare sets more often than they have samples (temperature sampling: Conneau et al. 2020, arXiv 1911.02116).
     """
     view: View = field(default_factory=CrossSensor)
     """Which tiles make a sample."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     new_scenes: str = ""
-    """JSON file with ids of scenes, {"new": [...], "withheld": [...]}: samples without a new one are seen again in part only
-
-    (`replay`), those of withheld ones never; none: all are seen alike.
+    """JSON file with ids of scenes, {"new": [...], "withheld": [...]}: samples without a new one are seen again in part
+    only (`replay`), those of withheld ones never; none: all are seen alike.
     """
     replay: float = 0.5
     """With `new_scenes`, the share of samples that are old ones, drawn for the run."""

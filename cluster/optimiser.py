@@ -41,7 +41,6 @@ class OptimiserConfig:
     final_rate_share: float = 0.02
     cooldown_share: float = 0.0
     """Share of the run, its last, in which the rate falls in a straight line to `final_rate_share`; until then it stays (warm-up,
-
     stable, decay: Hu et al. 2024, arXiv 2404.06395). 0: the cosine.
     """
     decay_at: tuple[float, ...] = ()
@@ -52,7 +51,6 @@ class OptimiserConfig:
     """What the loss of a step counts: the mean of the weights of the sensors that take part in it, 1 for those not named."""
     skip_above: float = 0.0
     """A step whose loss or gradient norm lies so many standard deviations above those of late is not taken (cluster/spikes.py),
-
     such as 6; 0: only steps that are not finite are left out. Where a loss leaves a plateau gradients rise as well.
     """
     average_momentum: float = 0.0

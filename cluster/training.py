@@ -41,7 +41,6 @@ RESIZE_SECONDS = 30.0
 """How often Ray looks whether a run with too few workers can have more."""
 START_SECONDS = 30
 """How long Ray Train waits for room for all workers before it looks again how many there is room for (its default: 60). Right
-
 after a machine is lost its resources are still counted.
 """
 HEALTH_SECONDS = 60

@@ -57,7 +57,6 @@ class EvaluateConfig:
     """Sensors to evaluate; empty: all that a model and the labels share."""
     protocols: tuple[str, ...] = ()
     """Of knn, linear, sgd, finetune, decoder, pixel_decoder, restore, restore_tuned; empty: linear and knn, for maps decoder, for
-
     images restore. Baselines always.
     """
     label_fractions: tuple[float, ...] = (1.0,)

@@ -45,7 +45,6 @@ class SweepConfig:
     """Of the val split, for the held-out loss; each as often as they come round."""
     changes: str = ""
     """GeoJSON of polygons, each with the time at which it changed (truth/changes.geojson of a simulated planet): change of a site
-
     between its first and last date is asked, too.
     """
     cell_cpus: float = 1.0

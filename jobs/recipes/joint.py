@@ -41,7 +41,6 @@ class JointRecipe:
     train: TrainConfig
     pool: Literal["last", "class", "moments"] = "last"
     """What is compared: the mean of the last map; a vit's class token, then without a norm after the patch projection; or means
-
     and deviations of all stages' maps.
     """
     makes: ClassVar[Any]
