@@ -6,17 +6,21 @@
 import difflib
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from pydantic import ValidationError
-from tyro.conf import AvoidSubcommands, FlagConversionOff, OmitArgPrefixes
+from tyro.conf import AvoidSubcommands, FlagConversionOff, OmitArgPrefixes, Positional, arg
 
 from pipeline.errors import InputError
+
+POSITIONAL = {str: "{}", str | None: "[{}]", tuple[str, ...]: "{} ..."}
+"""How the help calls positional arguments of a type."""
 
 
 def parse(kind: Any, arguments: list[str], job: str, description: str | None = None) -> Any:
     """Return an instance of dataclass `kind` from the command line; unknown options are one line with the nearest known."""
+    _name_positionals(kind)
     settings: dict[str, Any] = {
         "prog": f"terraloom {job}",
         "description": description,
@@ -35,6 +39,16 @@ def parse(kind: Any, arguments: list[str], job: str, description: str | None = N
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise InputError(f"argument '{unknown[0]}' is unknown to 'terraloom {job}'{hint}; see terraloom {job} --help")
     return options
+
+
+def _name_positionals(kind: Any) -> None:
+    """Have the help call positional text by its name, `ARCHIVE` instead of `STR`."""
+    marker = Positional[str].__metadata__  # type: ignore[attr-defined]
+    for base in kind.__mro__:
+        hints = vars(base).get("__annotations__", {})
+        for name, hint in hints.items():
+            if getattr(hint, "__metadata__", ()) == marker and hint.__origin__ in POSITIONAL:
+                hints[name] = Annotated[hint, arg(metavar=POSITIONAL[hint.__origin__].format(name.upper()))]
 
 
 def parse_recipe(kind: str, name: str, arguments: list[str]) -> Any:

@@ -38,6 +38,7 @@ class Report:
     """Write one static HTML page about one or several runs."""
 
     runs: Positional[tuple[str, ...]]
+    """Folders of runs."""
     out: str | None = None
     """Path of the page; default: report.html in the first run's folder."""
 
