@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.job import Job, TrainConfig
+from cluster.job import Job
 from cluster.run import Run, require_run
 from cluster.training import train
 from models.encoder import Encoder
@@ -28,7 +28,9 @@ def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_u
     inputs = {"recipe": recipe_name, "teacher": teacher_run.url, "archive": archive}
     if finished := run.begin(recipe, inputs):
         return finished
-    settings = _with_features(recipe, teacher_run.path("model"), archive) if recipe.precomputed else recipe.train
+    settings = replace(recipe.train, sensor_sets=recipe.train.sensor_sets or _sets(recipe))
+    if recipe.precomputed:
+        settings = replace(settings, features=_features(recipe, teacher_run.path("model"), archive))
     facts = train(
         Job(
             run_url=run.url,
@@ -51,8 +53,15 @@ def distill(recipe_name: str, recipe: Any, teacher_url: str, archive: str, run_u
     return run.finish({"recipe": recipe_name, **inputs, "model": run.path("model"), "models": others, **sizes, **facts})
 
 
-def _with_features(recipe: Any, model_url: str, archive_url: str) -> TrainConfig:
-    """Return the recipe's settings with the teacher's features, having checked that they are of the tiles as they will come."""
+def _sets(recipe: Any) -> tuple[tuple[str, ...], ...]:
+    """Return what samples hold of a student of some sensors: what it is taught by besides, or each alone."""
+    if recipe.sensors and recipe.taught_by:
+        return (tuple(sorted({*recipe.sensors, *recipe.taught_by})),)
+    return tuple((sensor,) for sensor in recipe.sensors)
+
+
+def _features(recipe: Any, model_url: str, archive_url: str) -> str:
+    """Return the folder of the teacher's features, having checked that they are of the tiles as they will come."""
     archive, stream = open_archive(archive_url), recipe.train.stream
     if stream.crops or stream.sizes_m or stream.augment != replace(AugmentConfig(), symmetries=False):
         raise InputError(
@@ -61,7 +70,7 @@ def _with_features(recipe: Any, model_url: str, archive_url: str) -> TrainConfig
         )
     url = features_url(archive, model_digest(model_url))
     require_features(url, archive, sorted({*recipe.sensors, *recipe.taught_by}))
-    return replace(recipe.train, features=url)
+    return url
 
 
 def model_digest(model_url: str) -> str:

@@ -138,8 +138,7 @@ def student_aerial_tiny() -> StudentRecipe:
 
 
 def _of_one(recipe: StudentRecipe, own: str, other: str) -> StudentRecipe:
-    train = replace(recipe.train, sensor_sets=((own, other),))
-    return replace(recipe, sensors=(own,), taught_by=(own, other), train=train)
+    return replace(recipe, sensors=(own,), taught_by=(own, other))
 
 
 def _tiny(recipe: StudentRecipe) -> StudentRecipe:

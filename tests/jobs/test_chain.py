@@ -202,6 +202,13 @@ def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path:
     assert not re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=[\"']?https?:", text)
 
 
+def test_a_student_of_one_sensor_needs_no_other(pretrained: Path, archive: str, tmp_path: Path) -> None:
+    size = ("--workers", "0", "--num-steps", "2", "--batch-size", "2")
+    done = terraloom("distill", "student_tiny", str(pretrained), archive, str(tmp_path), "--sensors", "sentinel1_grd", *size)
+    assert done.returncode == 0, done.stderr
+    assert [one["sensors"] for one in json.loads((tmp_path / "plan.json").read_text())["sets"]] == [["sentinel1_grd"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
