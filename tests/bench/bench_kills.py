@@ -2,7 +2,8 @@
 
 A Ray cluster of several nodes on this machine, each with a raylet of its own. One run is left alone; another with the same
 arguments loses a training worker or a whole node, or one hangs, again and again, each time once it has a new checkpoint and at a
-moment drawn from the two intervals after that. What is lost is the time from the checkpoint that it goes on from to the blow.
+moment drawn from the two intervals after that. What is lost is the time from the checkpoint that it goes on from to the blow, or
+from the start before the blow where that is later.
 At the end every step's loss is compared. With --elastic the killed node comes back only later: the run shrinks and grows again.
 """
 
@@ -180,9 +181,10 @@ def strike(nodes: Nodes, run: Path, kind: str, process: subprocess.Popen[str], r
         nodes.strike_worker(rng, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
     if not wait_for(lambda: len(starts(run)) > count, process):
         return None
-    again, first = starts(run)[-1], starts(run)[0]["time"]
-    made_at = next((event["time"] for event in reversed(events(run, "checkpoint")) if event["step"] == again["start"]), first)
-    return {"kind": kind, "lost": begin - made_at, "interval": interval(run), "seconds": again["time"] - begin}
+    begun, again = starts(run)[count - 1]["time"], starts(run)[-1]
+    made = [event["time"] for event in events(run, "checkpoint") if event["step"] == again["start"]]
+    since = max([begun, *made])
+    return {"kind": kind, "lost": begin - since, "interval": interval(run), "seconds": again["time"] - begin}
 
 
 def elastic(nodes: Nodes, arguments: list[str], run: Path) -> list[dict[str, Any]]:

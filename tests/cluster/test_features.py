@@ -10,7 +10,7 @@ import torch
 
 from cluster.batches import sensor_specs, to_batch
 from cluster.embedding import maps_of_shard
-from jobs.distill import _with_features, model_digest
+from jobs.distill import _features, model_digest
 from jobs.recipes.student import student_tiny
 from models.encoder import Encoder, EncoderConfig
 from models.objectives.distillation import Distillation, DistillationConfig
@@ -74,18 +74,18 @@ def test_features_that_are_read_teach_as_the_teacher_does(kept: tuple[Archive, E
 def test_features_of_other_tiles_or_of_changed_ones_are_refused(kept: tuple[Archive, Encoder, str], tmp_path: Path) -> None:
     archive, _, model = kept
     with pytest.raises(InputError, match=r"tiles are turned.*--symmetries False"):
-        _with_features(student_tiny(), model, archive.url)
+        _features(student_tiny(), model, archive.url)
     plain = student_tiny_without_symmetries()
-    assert _with_features(plain, model, archive.url).features == features_url(archive, model_digest(model))
+    assert _features(plain, model, archive.url) == features_url(archive, model_digest(model))
     url = Path(features_url(archive, model_digest(model)))
     first = next(path for path in sorted(url.glob("*.json")) if path.name != "features.json")
     first.write_text('{"shard_digest": "of before"}')
     with pytest.raises(InputError, match="has no features of 1 shards"):
-        _with_features(plain, model, archive.url)
+        _features(plain, model, archive.url)
     other = tmp_path / "other"
     Encoder(Encoder.load(model).config, torch.Generator().manual_seed(7)).save(other)
     with pytest.raises(InputError, match="has no features of the teacher"):
-        _with_features(plain, str(other), archive.url)
+        _features(plain, str(other), archive.url)
 
 
 def student_tiny_without_symmetries() -> Any:
