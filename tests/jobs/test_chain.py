@@ -202,6 +202,22 @@ def test_student_evaluation_and_report(pretrained: Path, archive: str, tmp_path:
     assert not re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=[\"']?https?:", text)
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["embed"], "MODEL_RUN SOURCE [OUT]"),
+        (["report"], "RUNS ..."),
+        (["simulate"], "OUT"),
+        (["pretrain", "mae_tiny"], "ARCHIVE RUN"),
+    ],
+)
+def test_help_names_what_is_asked_for(command: list[str], named: str) -> None:
+    done = terraloom(*command, "--help")
+    assert done.returncode == 0
+    assert f" {named}" in done.stdout.partition("\n\n")[0]
+    assert "type: ignore" not in done.stdout
+
+
 def test_a_student_of_one_sensor_needs_no_other(pretrained: Path, archive: str, tmp_path: Path) -> None:
     size = ("--workers", "0", "--num-steps", "2", "--batch-size", "2")
     done = terraloom("distill", "student_tiny", str(pretrained), archive, str(tmp_path), "--sensors", "sentinel1_grd", *size)
