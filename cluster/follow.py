@@ -32,19 +32,19 @@ def follow(run: Run, num_steps: int) -> Iterator[None]:
 def _report(run: Run, num_steps: int, stopped: threading.Event) -> None:
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
-    num_events, shown = len(_lines(run, "events.jsonl")), -1
+    told, shown = {repr(event) for event in run.events()}, -1
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(run.job, total=num_steps)
         while True:
             is_last = stopped.wait(INTERVAL_SECONDS)
             try:
-                events, lines = _lines(run, "events.jsonl"), _lines(run, "metrics.jsonl")
+                events, lines = run.events(), _lines(run, "metrics.jsonl")
             except InputError:  # a store that cannot be reached: nothing can be said, and the run may outlast it
                 events, lines = [], []
-            for event in map(json.loads, events[num_events:]):
+            for event in (event for event in events if repr(event) not in told):
                 facts = ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("time", "event", "reason"))
                 bar.console.print(f"{run.job}: {event['event']} ({facts})")
-            num_events = max(num_events, len(events))
+            told.update(map(repr, events))
             if lines:
                 latest = json.loads(lines[-1])
                 text = f"{run.job}  {_told(latest)}"

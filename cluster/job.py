@@ -33,6 +33,8 @@ class TrainConfig:
     """
     cpus_per_worker: float = 0.75
     gpus_per_worker: float = 0.0
+    threads_per_worker: int = 0
+    """Threads that a worker computes with, beside those that decode; 0: its share of its machine's cores."""
     window_shards: int = 4
     """Shards that a lane shuffles together."""
     sensor_sets: tuple[tuple[str, ...], ...] = ()
@@ -86,6 +88,8 @@ class TrainConfig:
             raise InputError(f"health_every is {self.health_every}, expected a number of steps, or 0 for never")
         if not 0 <= self.replay < 1:
             raise InputError(f"replay is {self.replay:g}, expected [0, 1), the share of old samples")
+        if self.threads_per_worker < 0:
+            raise InputError(f"threads_per_worker is {self.threads_per_worker}, expected a number, or 0 for a share of the cores")
         if self.profile < 0:
             raise InputError(f"profile is {self.profile}, expected a number of steps, or 0 for none")
         if self.compile and self.recompute:

@@ -51,8 +51,8 @@ class Task:
 def train_rank(task: Task, host: Host) -> dict[str, Any]:
     """Train on this rank from the last checkpoint to the end; return the last step's terms."""
     job, config = task.job, task.job.config
-    torch.set_num_threads(host.threads)
-    archive, run = open_archive(job.archive_url), Run(job.run_url, job.name)
+    torch.set_num_threads(config.threads_per_worker or host.threads)
+    archive, run = open_archive(job.archive_url), Run(job.run_url, job.name, host.rank)
     archive.features_url = config.features
     engine = _engine(job, archive, host)
     start = host.start(engine)
@@ -141,7 +141,8 @@ def _train(
         if step + 1 < config.num_steps and (must_leave or (step + 1) % config.checkpoint_every == 0):
             if recorder:
                 recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
-            _commit(task, host, engine, run, step + 1, terms, kept, must_wait=must_leave)
+            because = {"because": "a machine is leaving"} if must_leave else {}
+            _commit(task, host, engine, run, step + 1, terms, kept, must_leave, because)
             if must_leave:
                 host.leave()
         if trace:
@@ -159,7 +160,15 @@ def _watch(config: TrainConfig, engine: Engine, host: Host, run: Run) -> Watch:
 
 
 def _commit(
-    task: Task, host: Host, engine: Engine, run: Run, next_step: int, terms: dict[str, Any], kept: Kept | None, must_wait: bool
+    task: Task,
+    host: Host,
+    engine: Engine,
+    run: Run,
+    next_step: int,
+    terms: dict[str, Any],
+    kept: Kept | None,
+    must_wait: bool,
+    because: dict[str, Any] | None = None,
 ) -> None:
     config = task.job.config
     if kept and config.keep_last == 1 and not must_wait:
@@ -170,7 +179,7 @@ def _commit(
     if kept:
         kept.settle()
         kept.add(next_step, loss)
-        run.event("checkpoint", step=next_step)
+        run.event("checkpoint", step=next_step, **(because or {}))
 
 
 @contextmanager

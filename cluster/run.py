@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import time
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any
@@ -10,19 +11,20 @@ from pipeline import storage
 from pipeline.errors import InputError, RunFailed
 
 PLACEMENT = {
-    *("workers", "cpus_per_worker", "gpus_per_worker", "timeout_s"),
+    *("workers", "cpus_per_worker", "gpus_per_worker", "threads_per_worker", "timeout_s"),
     *("keep_last", "keep_every", "keep_best", "sinks", "profile"),
 }
 """Settings that say where a run is executed, what stays of it and who is told of it, not what it is."""
+_EVENTS = re.compile(r"events(\.\d+)?\.jsonl")
 PACKAGES = ("terraloom", "torch", "ray", "deepspeed", "zarr", "numpy", "scikit-learn")
 
 
 class Run:
-    """The folder at `url` of one execution of `job`."""
+    """The folder at `url` of one execution of `job`, for that of its processes which has `rank`."""
 
-    def __init__(self, url: str, job: str):
+    def __init__(self, url: str, job: str, rank: int = 0):
         self.url = storage.absolute(url)
-        self.job = job
+        self.job, self._rank = job, rank
 
     def path(self, *parts: str) -> str:
         return storage.join(self.url, *parts)
@@ -50,14 +52,16 @@ class Run:
         return None
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Append a line to events.jsonl."""
-        storage.append_line(self.path("events.jsonl"), json.dumps({"time": time.time(), "event": kind, **facts}, default=str))
+        """Append a line to events.jsonl, to events.RANK.jsonl as another than the first: on S3 the last to append wins."""
+        name = f"events.{self._rank}.jsonl" if self._rank else "events.jsonl"
+        storage.append_line(self.path(name), json.dumps({"time": time.time(), "event": kind, **facts}, default=str))
 
     def events(self) -> list[dict[str, Any]]:
-        """Return what is in events.jsonl, in order."""
-        if not storage.exists(self.path("events.jsonl")):
-            return []
-        return [json.loads(line) for line in storage.read_bytes(self.path("events.jsonl")).decode().splitlines()]
+        """Return what every rank wrote down, by time."""
+        found: list[dict[str, Any]] = []
+        for name in filter(_EVENTS.fullmatch, storage.names(self.url)):
+            found += map(json.loads, storage.read_bytes(self.path(name)).decode().split("\n")[:-1])  # the last may not be whole yet
+        return sorted(found, key=lambda event: event["time"])
 
     def raise_failure(self) -> None:
         """Raise RunFailed with the reason that an earlier execution left, if it left one."""

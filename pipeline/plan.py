@@ -41,6 +41,12 @@ class Window:
     def stop(self) -> int:
         return self.start + len(self.number)
 
+    def between(self, start: int, stop: int) -> "Window":
+        """Return what it holds of positions `start` to `stop`."""
+        first = max(start, self.start)
+        part = slice(first - self.start, max(first, stop) - self.start)
+        return Window(self.lane, first, self.shard[part], self.number[part])
+
     def pieces(self, size: int) -> Iterator["Window"]:
         """Yield the window in parts of `size` samples."""
         for first in range(0, len(self.number), size):

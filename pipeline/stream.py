@@ -3,7 +3,8 @@
 One read task per lane window; a dataset takes the next few windows that the steps of a sensor set need, and is drained
 at once while the one before it is trained on. What travels is decided by `decode`: 'cpu_nodes' decodes in the read
 tasks, blocks carry stored integers; 'trainer' only looks samples up there, and the rank's own threads read and decode;
-'process' does all of it here and needs no Ray. All give the same micro-batches, bit by bit.
+'process' does all of it here and needs no Ray. All give the same micro-batches, bit by bit. The first samples of every stream
+are looked up and decoded here, while Ray Data begins with what comes after them.
 """
 
 import heapq
@@ -34,6 +35,7 @@ from pipeline.windows import Columns, OpenShards, resolve
 # three of them made it four times slower. So a dataset is small enough to be drained into memory at once.
 SAMPLES_PER_DATASET, BYTES_PER_DATASET = 16_384, 2**28
 SAMPLES_IN_FIRST = 512
+"""Of each lane, that do not wait for Ray Data's seconds of a start."""
 SAMPLES_PER_TASK = 256
 """Windows of very small shards share a read task, those of large shards are several where they can be."""
 READ_CPUS = 0.25
@@ -198,7 +200,8 @@ class _SetReader:
         stop = position + self._plan.batch_size
         while position < stop:
             while not self._waiting[lane]:
-                self._receive(next(self._chunks))
+                chunk = next(self._chunks)
+                self._waiting[chunk.lane].append(chunk)
             chunk = self._waiting[lane][0]
             if not chunk.start <= position < chunk.stop:
                 raise RuntimeError(f"lane {lane} delivered positions {chunk.start} to {chunk.stop}, planned {position}")
@@ -212,34 +215,33 @@ class _SetReader:
         return parts
 
     def _open(self, chunk: _Chunk) -> None:
-        if self._config.decode != "cpu_nodes" and chunk.shards is None:
+        has_pixels = f"{self._plan.sensor_set[0]}/pixels" in chunk.columns
+        if not has_pixels and chunk.shards is None:
             shards = names(self._plan, chunk.columns["shard"])
             chunk.shards = self._openers.submit(OpenShards, self._source.archive, self._plan.sensor_set, shards)
 
-    def _receive(self, chunk: _Chunk) -> None:
-        if chunk.stop > self._next[chunk.lane]:  # the first window begins before the first step
-            self._waiting[chunk.lane].append(chunk)
-
     def _read(self, start: int, stop: int) -> Iterator[_Chunk]:
-        ahead = None
-        for group in _groups(self._windows(start, stop), SAMPLES_IN_FIRST, self._samples_per_dataset()):
-            current, ahead = ahead, self._pool.submit(self._drain, group)
-            if current:
-                yield from current.result()
-        if ahead:
-            yield from ahead.result()
+        begun = min(start + SAMPLES_IN_FIRST, stop)
+        coming = self._openers.submit(self._look_up, list(self._windows(start, begun)))
+        for group in _groups(self._windows(begun, stop), SAMPLES_IN_FIRST, self._samples_per_dataset()):
+            current, coming = coming, self._pool.submit(self._drain, group)
+            yield from current.result()
+        yield from coming.result()
 
     def _windows(self, start: int, stop: int) -> Iterator[Window]:
-        """Yield the windows of all lanes in the order of first need, so that what is read ahead stays small."""
-        lanes = [takewhile(lambda w: w.start < stop, self._pieces(lane, start)) for lane in self.lanes]
-        return heapq.merge(*lanes, key=lambda w: (max(w.start, start) // self._plan.batch_size, w.lane))
+        """Yield what the windows of all lanes hold of positions `start` to `stop` in the order of first need, so that what is read
 
-    def _pieces(self, lane: int, start: int) -> Iterator[Window]:
+        ahead stays small.
+        """
+        lanes = [self._pieces(lane, start, stop) for lane in self.lanes]
+        return heapq.merge(*lanes, key=lambda w: (w.start // self._plan.batch_size, w.lane))
+
+    def _pieces(self, lane: int, start: int, stop: int) -> Iterator[Window]:
         """Yield the windows of a lane, in pieces where that bounds what is decoded ahead and no shard is fetched twice for it."""
         is_cut = self._config.decode == "cpu_nodes" and storage.is_local(self._source.archive.url)
-        for window in self._plan.windows(lane, start):
-            pieces = window.pieces(SAMPLES_PER_TASK) if is_cut else [window]
-            yield from (piece for piece in pieces if piece.stop > start)
+        for window in takewhile(lambda w: w.start < stop, self._plan.windows(lane, start)):
+            inside = window.between(start, stop)
+            yield from inside.pieces(SAMPLES_PER_TASK) if is_cut else [inside]
 
     def _samples_per_dataset(self) -> int:
         if self._config.decode != "cpu_nodes":
@@ -250,9 +252,12 @@ class _SetReader:
             bytes_per_date += y * x * (len(sensor.bands) * np.dtype(sensor.dtype).itemsize + 1)
         return max(1, BYTES_PER_DATASET // (bytes_per_date * self._source.view.num_dates))
 
+    def _look_up(self, windows: list[Window]) -> list[_Chunk]:
+        return [_Chunk(resolve(self._source, self._plan.sensor_set, w, names(self._plan, w.shard))) for w in windows]
+
     def _drain(self, windows: list[Window]) -> list[_Chunk]:
         if self._config.decode == "process":
-            return [_Chunk(resolve(self._source, self._plan.sensor_set, w, names(self._plan, w.shard))) for w in windows]
+            return self._look_up(windows)
         tasks = list(_groups(windows, SAMPLES_PER_TASK, SAMPLES_PER_TASK))
         dataset = ray.data.read_datasource(
             _WindowSource(self._source, self._plan, self._config.decode, tasks),

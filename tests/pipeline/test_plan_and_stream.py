@@ -5,11 +5,13 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import ray
 
+from pipeline import stream
 from pipeline.archive import Archive, open_archive
 from pipeline.augment import AugmentConfig, dihedral
 from pipeline.crops import MultiCrop
@@ -23,6 +25,12 @@ PAIR = ("sentinel2_l2a", "sentinel1_grd")
 SETS = [PAIR, ("sentinel2_l2a", "dsm")]
 NUM_STEPS = 9
 SEEN_AS_IS = StreamConfig(augment=AugmentConfig(symmetries=False))
+
+
+@pytest.fixture(autouse=True)
+def _ray_data_from_the_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the first sample of a lane comes from Ray Data; there are too few here to leave out 512."""
+    monkeypatch.setattr(stream, "SAMPLES_IN_FIRST", 1)
 
 
 def make_plan(num_lanes: int = 4, batch_size: int = 3, num_shards: int = 9, per_shard: int = 5) -> SetPlan:
@@ -119,8 +127,8 @@ def opened(archive: str) -> Archive:
 def deliver(
     source: SampleSource, plan: Plan, rank: int, world_size: int, start: int, config: StreamConfig
 ) -> dict[tuple[int, int], MicroBatch]:
-    stream = Stream(source, plan, rank, world_size, start, NUM_STEPS, config)
-    return {(m.step.step, m.lane): m for step in stream for m in step}
+    read = Stream(source, plan, rank, world_size, start, NUM_STEPS, config)
+    return {(m.step.step, m.lane): m for step in read for m in step}
 
 
 def assert_same(one: MicroBatch, other: MicroBatch) -> None:
@@ -171,6 +179,27 @@ def test_all_ways_of_decoding_give_the_same_bits(opened: Archive, view: object) 
     for key, micro in by_trainer.items():
         assert_same(micro, by_tasks[key])
         assert_same(micro, without_ray[key])
+
+
+@pytest.mark.parametrize("decode", ["trainer", "cpu_nodes"])
+def test_the_first_samples_do_not_wait_for_ray_data(opened: Archive, decode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, config = SampleSource(opened, CrossSensor()), StreamConfig(decode=decode)  # type: ignore[arg-type]
+    plan, is_needed, begun = plan_of(source, [PAIR], num_lanes=2), Event(), Event()
+    monkeypatch.setattr(stream, "SAMPLES_IN_FIRST", 40)
+    read = ray.data.read_datasource
+
+    def read_late(*args: object, **options: object) -> object:
+        begun.set()
+        assert is_needed.wait(20)
+        return read(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ray.data, "read_datasource", read_late)
+    steps = iter(Stream(source, plan, 0, 1, 0, 50, config))
+    first = next(steps)
+    assert [micro.sample.tolist() for micro in first] == [plan.sets[0].micro_batch(lane, 0).tolist() for lane in range(2)]
+    assert begun.wait(20), "Ray Data begins meanwhile"
+    is_needed.set()
+    assert 1 + sum(1 for _ in steps) == 50
 
 
 def test_a_micro_batch_holds_the_tiles_of_the_catalog(opened: Archive) -> None:
