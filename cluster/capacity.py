@@ -21,6 +21,8 @@ BUCKET = 500_000_000
 """Numbers that DeepSpeed reduces at a time (its default)."""
 LIVE = 1_000_000_000
 """Numbers of weights that stage 3 keeps whole at a time (its default)."""
+GATHERED = 50_000_000
+"""Numbers of weights that stage 3 fetches at a time, and then copies out (its default)."""
 CONTEXT_GIB = 1.0
 """Of a GPU, taken by CUDA, its libraries and NCCL's buffers."""
 SHARING_BYTES = 46.0
@@ -76,7 +78,7 @@ class States:
         """Return the most bytes of a rank at once: going back, while gradients are reduced, or in the optimiser's step."""
         weight, bucket = self.weight_bytes, min(self.parameters, BUCKET)
         held = self.held(stage, ranks) + (weight + 4.0) * self.experts / ranks  # gradients, the masters' too
-        staged = (4 if stage == 3 else weight) * (BUCKET if is_gpu else bucket) if stage else 0
+        staged = self._staged(stage, is_gpu)
         if stage == 3:
             reducing, stepping = 8.0 * bucket, 12.0 * self.parameters / ranks
         else:
@@ -85,21 +87,20 @@ class States:
         reducing += weight * self.parameters if stage == 0 else 0
         if stage and self.optimiser.offload:
             stepping = 0.0
-        return held + max(staged + reducing, staged + stepping, self._going_back(stage, is_gpu, cost, samples))
+        return held + staged + max(reducing, stepping, self._going_back(stage, cost, samples))
 
-    def _going_back(self, stage: int, is_gpu: bool, cost: Cost | None, samples: int) -> float:
-        """Return what is alive beside the states while a micro-batch goes forward and back."""
+    def _staged(self, stage: int, is_gpu: bool) -> float:
+        """Return the bytes of the buffer in which gradients are gathered: on a CPU what was never written to takes no memory."""
+        weight = 4 if stage == 3 else self.weight_bytes
+        return weight * (BUCKET if is_gpu else min(self.parameters, BUCKET)) if stage else 0.0
+
+    def _going_back(self, stage: int, cost: Cost | None, samples: int) -> float:
+        """Return what is alive beside the states and that buffer while a micro-batch goes forward and back."""
         weight = self.weight_bytes
-        staged = 4 if stage == 3 else weight
-        whole = weight * min(self.parameters, LIVE) if stage == 3 else 0
-        room = staged * BUCKET if stage and is_gpu else 0
-        most = 0.0
-        for moment in cost.moments if cost else ():
-            gradients = weight * moment.gradients
-            if stage >= 2:
-                gradients = 0 if is_gpu else staged * min(moment.gradients, BUCKET)
-            most = max(most, moment.fixed_bytes + samples * moment.sample_bytes + gradients)
-        return whole + room + most
+        whole = weight * (min(self.parameters, LIVE) + min(self.parameters, GATHERED)) if stage == 3 else 0
+        lone = 0 if stage else weight  # gradients of the other stages are in the buffer
+        moments = cost.moments if cost else ()
+        return whole + max((m.fixed_bytes + samples * m.sample_bytes + lone * m.gradients for m in moments), default=0.0)
 
     def moved(self, stage: int, ranks: int, reductions: int, optimiser_bytes: float) -> float:
         """Return the bytes of its own memory that a rank reads and writes for a step's reductions and update."""

@@ -72,6 +72,7 @@ class CostCounter(TorchDispatchMode):
         super().__init__()
         self.flops = self.done_flops = self.moved = self.live = self.peak = self.given = 0
         self._alive: dict[int, Any] = {}
+        self._left_out: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = (_shaped if is_product(function) else _done)(function, args, kwargs or {})
@@ -88,11 +89,15 @@ class CostCounter(TorchDispatchMode):
             self.watch(x)
         return output
 
+    def leave_out(self, module: nn.Module) -> None:
+        """Do not count the weights and buffers of `module`, nor views of them."""
+        self._left_out |= {x.untyped_storage()._cdata for x in (*module.parameters(), *module.buffers())}
+
     def watch(self, x: Tensor) -> None:
         """Count `x` among what is alive, as long as it is."""
         storage = x.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._alive or x.device.type == "meta":
+        if key in self._alive or key in self._left_out or x.device.type == "meta":
             return
 
         def gone(_: Any) -> None:
@@ -168,6 +173,7 @@ class _Course:
 
     def __init__(self, objective: nn.Module, batch: Batch) -> None:
         self.counter = CostCounter()
+        self.counter.leave_out(objective)
         self.moments: list[tuple[int, int]] = []
         self._gradients = 0
         trained = [p for p in objective.parameters() if p.requires_grad]

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.nn import functional
 
 from cluster.capacity import BUCKET, GIB, STAGES, Load, memory_gib, states_of
 from cluster.devices import Device
@@ -58,16 +59,35 @@ def seconds(work: Callable[[], object], repeats: int = 9) -> float:
     return median(taken[1:])
 
 
-def measured_device() -> Device:
-    """Return what this rank has while the others are as busy: a layer's product, sums in bf16, reductions in float32."""
-    rows, width = 1600, 384
-    x, w = torch.randn(rows, width).bfloat16(), torch.randn(4 * width, width).bfloat16()
-    a, b, out = (torch.randn(2**23).bfloat16() for _ in range(3))
+def products(rows: int, width: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the operands of a block's products, forward and back."""
+    found = []
+    for wide, out in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
+        x, gradient, weight = (torch.randn(shape).bfloat16() for shape in ((rows, wide), (rows, out), (out, wide)))
+        found += [(x, weight.T), (gradient, weight), (gradient.T, x)]
+    return found
+
+
+def between(x: Tensor, wide: Tensor) -> None:
+    """Do, forward and back, what a block does between its products."""
+    width = x.shape[-1:]
+    residual = x + functional.layer_norm(x, width)
+    (functional.layer_norm(residual, width).sum() + functional.gelu(wide).sum()).backward()
+
+
+def measured_device(size: str) -> Device:
+    """Return what this rank has while the others are as busy: a block's products, what is between them, reductions in float32."""
+    rows, width = 1600, SIZES[size].width
+    operands = products(rows, width)
+    flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in operands)
+    x, wide = (torch.randn(rows, n * width).bfloat16().requires_grad_() for n in (1, 4))
+    with CostCounter() as counter:
+        between(x, wide)
+    moved = counter.moved / seconds(lambda: between(x, wide))
     gradients = torch.randn(2**24)
-    products = 8 * 2 * rows * 4 * width**2 / seconds(lambda: [torch.nn.functional.linear(x, w) for _ in range(8)])
-    moved = 3 * 2 * 2**23 / seconds(lambda: torch.add(a, b, out=out))
     sent = 2 * (RANKS - 1) / RANKS * 4 * 2**24 / seconds(lambda: dist.all_reduce(gradients))
-    return Device(products / 1e12, 10.0, moved / 1e9, sent / 1e9, moved / 1e9, 1.0, 1.0, is_gpu=False)
+    done = flops / seconds(lambda: [a @ b for a, b in operands])
+    return Device(done / 1e12, 10.0, moved / 1e9, sent / 1e9, moved / 1e9, 1.0, 1.0, is_gpu=False)
 
 
 def resident(key: str) -> int:
@@ -120,7 +140,7 @@ def rank_main(rank: int, folder: str, options: argparse.Namespace) -> None:
     run("256 x 8", 0, 4, 3)  # libraries are loaded, caches filled
     found = []
     for size in options.sizes:
-        device = measured_device()
+        device = measured_device(size)
         for stage in options.stages:
             for samples in options.samples:
                 found.append((size, stage, samples, vars(device), *run(size, stage, samples, options.steps)))

@@ -1,6 +1,13 @@
 """Memory of each ZeRO stage and the load of a step, against sums by hand and against DeepSpeed as it was found to be."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
 from cluster.capacity import BUCKET, GIB, STAGES, Load, States, largest_micro_batch, memory_gib, states_of
@@ -9,8 +16,10 @@ from cluster.optimiser import OptimiserConfig
 from cluster.workload import optimiser_bytes
 from models.cost import Cost, Moment
 from models.moving import MovingAverage
+from tests.bench.bench_estimate import alive, estimated
 
 MILLION = 1_000_000
+SIZE, SAMPLES = "256 x 8", (8, 24)
 CPU = Device(0.1, 16.0, 20.0, 1.0, 20.0, 1.0, 1.0, is_gpu=False)
 COST = Cost(1e9, 1e9, 1e8, 1e5, (Moment(0.0, 1e6, 0), Moment(1e5, 9e5, 2 * MILLION), Moment(1e5, 1e5, 4 * MILLION)))
 
@@ -113,3 +122,21 @@ def test_an_update_moves_what_its_formula_reads_and_writes() -> None:
     assert optimiser_bytes(OptimiserConfig()) == pytest.approx(32, rel=0.01)
     # SGD: decay (4 + 8), momentum (4 + 8), update (8 + 12).
     assert optimiser_bytes(OptimiserConfig(algorithm="sgd")) == pytest.approx(44, rel=0.01)
+
+
+def _count(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    counted = [alive(SIZE, stage, samples) for stage in STAGES for samples in SAMPLES]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(counted))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_what_is_estimated_is_what_is_alive(tmp_path: Path) -> None:
+    """Of a MAE's steps on two ranks, at each stage: tensors counted one by one in DeepSpeed's own, products left out."""
+    mp.spawn(_count, (str(tmp_path),), 2)
+    counted = map(max, *(json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)))
+    said = [estimated(SIZE, stage, samples, CPU)[0] for stage in STAGES for samples in SAMPLES]
+    assert said == pytest.approx(list(counted), rel=0.03)

@@ -69,6 +69,21 @@ def test_what_a_batch_costs_whatever_its_size_is_shared_by_its_samples() -> None
         assert found.flops == pytest.approx(of_sample + of_batch / micro_batch)
 
 
+def test_weights_are_not_counted_by_their_views() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2000, WIDTH))
+            self.register_buffer("scale", torch.ones(2000))
+
+        def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+            return {"loss": (batch.lonlat.float() @ self.weight.t() * self.scale[None]).sum()}
+
+    found = measure(Viewed(), rows, is_fused=False, micro_batch=4)
+    of_weight = 4 * 2000 * WIDTH
+    assert found.moments[0].fixed_bytes < 1.1 * of_weight, "its gradient, on the way"
+
+
 def test_bytes_moved_are_those_of_operations_that_are_no_products() -> None:
     x, y = torch.ones(1000), torch.ones(1000)
     with CostCounter() as counter:
