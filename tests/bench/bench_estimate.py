@@ -77,7 +77,7 @@ def between(x: Tensor, wide: Tensor) -> None:
 
 def measured_device(size: str) -> Device:
     """Return what this rank has while the others are as busy: a block's products, what is between them, reductions in float32."""
-    rows, width = 1600, SIZES[size].width
+    rows, width = 1600, SIZES[size].embed_dim
     operands = products(rows, width)
     flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in operands)
     x, wide = (torch.randn(rows, n * width).bfloat16().requires_grad_() for n in (1, 4))

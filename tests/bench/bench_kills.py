@@ -27,6 +27,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from cluster.checkpoints import COMMITTED
+from cluster.run import Run
 
 STORE = {"object_store_memory": 200_000_000}
 GIVE_UP_SECONDS = 900.0
@@ -93,12 +94,13 @@ def _trains(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def running(nodes: Nodes, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+def running(nodes: Nodes, arguments: list[str], seconds: float = GIVE_UP_SECONDS) -> Iterator[subprocess.Popen[str]]:
+    """Run inside, and after it to the run's end, which has to come within `seconds`."""
     command = [sys.executable, "-m", "jobs.cli", "pretrain", *arguments, "--json"]
     process = subprocess.Popen(command, env=nodes.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         yield process
-        _, errors = process.communicate(timeout=GIVE_UP_SECONDS)
+        _, errors = process.communicate(timeout=seconds)
     finally:
         process.kill()
     if process.returncode:
@@ -115,8 +117,8 @@ def reached(run: Path) -> int:
     return records[-1]["step"] if records else -1
 
 
-def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [event for event in lines(run / "events.jsonl") if event["event"] == kind]
+def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
+    return [event for event in Run(str(run), "pretrain").events() if event["event"] in kinds]
 
 
 def committed(run: Path) -> int:
@@ -134,7 +136,7 @@ def starts(run: Path) -> list[dict[str, Any]]:
 
 def interval(run: Path) -> float:
     """Return the median seconds between two checkpoints of an undisturbed stretch, 0 before there are two."""
-    made = [event for event in lines(run / "events.jsonl") if event["event"] in ("training", "checkpoint")]
+    made = events(run, "training", "checkpoint")
     apart = [b["time"] - a["time"] for a, b in itertools.pairwise(made) if a["event"] == b["event"] == "checkpoint"]
     return float(np.median(apart)) if apart else 0.0
 
@@ -154,7 +156,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> bool:
 def disturb(nodes: Nodes, arguments: list[str], run: Path, kills: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Run, striking `kills` times, each kind in turn; return what each kill cost."""
     found: list[dict[str, Any]] = []
-    with running(nodes, arguments) as process:
+    with running(nodes, arguments, 4 * GIVE_UP_SECONDS) as process:
         while len(found) < kills and (cost := strike(nodes, run, KINDS[len(found) % len(KINDS)], process, rng)):
             found.append(cost)
             print(cost, flush=True)
@@ -190,7 +192,7 @@ def strike(nodes: Nodes, run: Path, kind: str, process: subprocess.Popen[str], r
 def elastic(nodes: Nodes, arguments: list[str], run: Path) -> list[dict[str, Any]]:
     """Run with 1 to 2 workers; take a node away, give it back later; return the sizes the run had, and when."""
     rng = np.random.default_rng(0)
-    with running(nodes, [*arguments, "--workers", "1:2"]) as process:
+    with running(nodes, [*arguments, "--workers", "1:2"], 4 * GIVE_UP_SECONDS) as process:
         wait_for(lambda: len(starts(run)) and starts(run)[-1]["workers"] == 2 and reached(run) > 25, process)
         nodes.kill(nodes.choose(rng))
         killed = time.time()
@@ -198,11 +200,22 @@ def elastic(nodes: Nodes, arguments: list[str], run: Path) -> list[dict[str, Any
         nodes.add()
         given = time.time()
         wait_for(lambda: starts(run)[-1]["workers"] == 2, process)
-    events = starts(run)
     return [
         {"workers": e["workers"], "start": e["start"], "after_kill": e["time"] - killed, "after_gift": e["time"] - given}
-        for e in events
+        for e in starts(run)
     ]
+
+
+def compare(whole: Path, struck: Path, width: int = 50) -> str:
+    """Return how far the losses of two runs are apart, step by step and as means of `width` steps."""
+    one, other = ({record["step"]: record["loss"] for record in lines(run / "metrics.jsonl")} for run in (whole, struck))
+    both = np.array([(one[step], other[step]) for step in sorted(one.keys() & other.keys())])
+    means = both[: len(both) // width * width].reshape(-1, width, 2).mean(1)
+    of_steps, of_means = (np.abs(pair[:, 1] / pair[:, 0] - 1) for pair in (both, means))
+    return (
+        f"steps: {len(one)} and {len(other)}, {len(both)} of them in both; a step's loss apart by {of_steps.max():.2g} at most; "
+        f"means of {width} by {of_means.max():.2g} at most, {np.median(of_means):.2g} in the middle, {of_means[-1]:.2g} at the end"
+    )
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -228,6 +241,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--steps", type=int, default=0, help="of the run; default: enough for all kills")
+    parser.add_argument("--learning-rate", help="of the runs; default: the recipe's")
     parser.add_argument("--elastic", action="store_true")
     parser.add_argument("--work", type=Path, required=True, help="a folder for the runs")
     options = parser.parse_args()
@@ -235,6 +249,7 @@ def main() -> None:
     shared = [options.recipe, options.archive]
     settings = ["--num-steps", str(steps), "--checkpoint-every", str(options.every), "--health-every", "0", "--batch-size", "8"]
     settings += ["--timeout-s", str(TIMEOUT_SECONDS)]
+    settings += ["--learning-rate", options.learning_rate] if options.learning_rate else []
     nodes = Nodes(3 if not options.elastic else 2)
     try:
         if options.elastic:
@@ -246,13 +261,11 @@ def main() -> None:
             found = disturb(nodes, [*shared, str(killed), *settings], killed, options.kills, np.random.default_rng(0))
             print(table(found))
         whole = options.work / "whole"
-        with running(nodes, [*shared, str(whole), *settings]):
+        with running(nodes, [*shared, str(whole), *settings], 4 * GIVE_UP_SECONDS):
             pass
     finally:
         nodes.stop()
-    ends = [{record["step"]: record["loss"] for record in lines(folder / "metrics.jsonl")} for folder in (whole, killed)]
-    apart = max(abs(ends[0][step] - ends[1][step]) / abs(ends[0][step]) for step in ends[0])
-    print(f"steps: {len(ends[0])} and {len(ends[1])}; largest relative difference of a step's loss: {apart:.2g}")
+    print(compare(whole, killed))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""A run on several nodes that loses a worker, then has one hang, then loses a node for good: it ends as if nothing had happened."""
+"""Runs on several nodes that lose a worker, have one hang, lose a node, for good or to get another: they end as if nothing had."""
 
+import itertools
 import json
 import signal
 from collections.abc import Iterator
@@ -8,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench.bench_kills import Nodes, committed, events, lines, running, starts, wait_for
+from tests.bench.bench_kills import NOTICE_SECONDS, Nodes, committed, events, lines, reached, running, starts, wait_for
 
 STEPS, EVERY = 160, 20
-SETTINGS = ["--num-steps", str(STEPS), "--checkpoint-every", str(EVERY), "--batch-size", "8", "--window-shards", "2"]
-SETTINGS += ["--health-every", "0", "--timeout-s", "30"]
+SETTINGS = ["--batch-size", "8", "--window-shards", "2", "--health-every", "0", "--timeout-s", "30"]
+SHORT = ["--num-steps", str(STEPS), "--checkpoint-every", str(EVERY), *SETTINGS]
 pytestmark = pytest.mark.timeout(1800)
 
 
@@ -33,9 +34,9 @@ def losses(run: Path) -> list[float]:
 
 def test_a_run_survives_kills_and_hangs_and_shrinks(nodes: Nodes, archive: str, tmp_path: Path) -> None:
     whole, struck, rng = tmp_path / "whole", tmp_path / "struck", np.random.default_rng(0)
-    with running(nodes, ["mae_tiny", archive, str(whole), *SETTINGS, "--workers", "2"]):
+    with running(nodes, ["mae_tiny", archive, str(whole), *SHORT, "--workers", "2"]):
         pass
-    with running(nodes, ["mae_tiny", archive, str(struck), *SETTINGS, "--workers", "1:2"]) as process:
+    with running(nodes, ["mae_tiny", archive, str(struck), *SHORT, "--workers", "1:2"]) as process:
 
         def is_further(than: int, workers: int) -> bool:
             """Whether it was started again and has a further checkpoint since, with so many workers."""
@@ -61,3 +62,30 @@ def test_a_run_survives_kills_and_hangs_and_shrinks(nodes: Nodes, archive: str, 
     assert np.median(apart) < 0.02, "the same samples and masks, sums in another order: other samples are 0.09 apart"
     summary = json.loads((struck / "summary.json").read_text())
     assert summary["steps"] == STEPS
+
+
+def test_a_run_grows_again_and_saves_when_told_of_an_end(nodes: Nodes, archive: str, tmp_path: Path) -> None:
+    run, num_steps, rng = tmp_path / "run", 1500, np.random.default_rng(0)
+    settings = ["--num-steps", str(num_steps), "--checkpoint-every", "200", *SETTINGS, "--workers", "1:2"]
+    with running(nodes, ["mae_tiny", archive, str(run), *settings]) as process:
+
+        def has_begun(workers: int) -> bool:
+            begun = starts(run)
+            return bool(begun) and begun[-1]["workers"] == workers and reached(run) > begun[-1]["start"] + 20
+
+        assert wait_for(lambda: has_begun(2), process)
+        node = nodes.choose(rng)
+        nodes.announce(node, NOTICE_SECONDS)
+        assert wait_for(lambda: [e for e in events(run, "checkpoint") if "because" in e], process)
+        nodes.kill(node)
+        assert wait_for(lambda: has_begun(1), process)
+        nodes.add()
+        assert wait_for(lambda: has_begun(2), process)
+    (told,) = [event for event in events(run, "checkpoint") if "because" in event]
+    assert told["because"] == "a machine is leaving"
+    begun = starts(run)
+    sizes = [size for size, _ in itertools.groupby(one["workers"] for one in begun)]
+    assert sizes == [2, 1, 2], "it has shrunk, and grown again"
+    assert begun[1]["start"] >= told["step"], "nothing is lost of what came before the notice"
+    assert [record["step"] for record in lines(run / "metrics.jsonl")] == list(range(num_steps)), "each step is recorded once"
+    assert json.loads((run / "summary.json").read_text())["steps"] == num_steps
