@@ -65,27 +65,33 @@ def test_a_run_survives_kills_and_hangs_and_shrinks(nodes: Nodes, archive: str, 
 
 
 def test_a_run_grows_again_and_saves_when_told_of_an_end(nodes: Nodes, archive: str, tmp_path: Path) -> None:
-    run, num_steps, rng = tmp_path / "run", 1500, np.random.default_rng(0)
-    settings = ["--num-steps", str(num_steps), "--checkpoint-every", "200", *SETTINGS, "--workers", "1:2"]
-    with running(nodes, ["mae_tiny", archive, str(run), *settings]) as process:
+    run, rng = tmp_path / "run", np.random.default_rng(0)
+    settings = ["--num-steps", "100000", "--checkpoint-every", "200", *SETTINGS, "--workers", "1:2"]
+    ended = pytest.raises(SystemExit, match=f"ended with {-signal.SIGKILL}")
+    with ended, running(nodes, ["mae_tiny", archive, str(run), *settings]) as process:
 
         def has_begun(workers: int) -> bool:
             begun = starts(run)
             return bool(begun) and begun[-1]["workers"] == workers and reached(run) > begun[-1]["start"] + 20
 
+        def is_saved() -> bool:
+            told = [event for event in events(run, "checkpoint") if "because" in event]
+            return bool(told) and committed(run) >= told[0]["step"]
+
         assert wait_for(lambda: has_begun(2), process)
         node = nodes.choose(rng)
         nodes.announce(node, NOTICE_SECONDS)
-        assert wait_for(lambda: [e for e in events(run, "checkpoint") if "because" in e], process)
+        assert wait_for(is_saved, process)
         nodes.kill(node)
         assert wait_for(lambda: has_begun(1), process)
         nodes.add()
         assert wait_for(lambda: has_begun(2), process)
+        process.kill()  # how soon a run grows is Ray's to say, so its steps are more than it ever needs
     (told,) = [event for event in events(run, "checkpoint") if "because" in event]
     assert told["because"] == "a machine is leaving"
     begun = starts(run)
     sizes = [size for size, _ in itertools.groupby(one["workers"] for one in begun)]
     assert sizes == [2, 1, 2], "it has shrunk, and grown again"
-    assert begun[1]["start"] >= told["step"], "nothing is lost of what came before the notice"
-    assert [record["step"] for record in lines(run / "metrics.jsonl")] == list(range(num_steps)), "each step is recorded once"
-    assert json.loads((run / "summary.json").read_text())["steps"] == num_steps
+    assert begun[1]["start"] >= told["step"], "what came before the notice is not lost with the machine"
+    recorded = [record["step"] for record in lines(run / "metrics.jsonl")]
+    assert recorded == list(range(len(recorded))), "each step is recorded once"
