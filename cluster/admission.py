@@ -70,9 +70,10 @@ def _require_room_for_steps(states: States, job: Job, card: Device) -> None:
         objective = job.build(sensors_of(job, open_archive(job.archive_url)), torch.Generator().manual_seed(0))
     of_sets = costs(objective, shape, config, is_fused=True)
     found = [cost for of_set in of_sets.values() for cost in of_set]
-    need = max(memory_gib(states, stage, workers, card, cost, config.batch_size) for cost in found)
+    parts = config.lanes // workers
+    need = max(memory_gib(states, stage, workers, card, cost, config.batch_size, parts) for cost in found)
     if need > DOUBT * card.memory_gib:
-        fitting = min(largest_micro_batch(states, stage, workers, card, cost) for cost in found)
+        fitting = min(largest_micro_batch(states, stage, workers, card, cost, parts) for cost in found)
         ways = [f"--batch-size {fitting} (with more --lanes for the same step)"] if fitting else []
         ways += [] if config.recompute else ["--recompute True"]
         ways += ["a higher --zero-stage"] if stage < 3 else []

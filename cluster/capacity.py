@@ -74,33 +74,46 @@ class States:
         summed = self.weight_bytes if stage < 3 and micro_batches > 1 else 0
         return (4 + self.moment_bytes + 4 + self.weight_bytes + summed) * self.parameters / ranks if self.optimiser.offload else 0.0
 
-    def peak(self, stage: int, ranks: int, is_gpu: bool, cost: Cost | None = None, samples: int = 0) -> float:
+    def peak(
+        self, stage: int, ranks: int, is_gpu: bool, cost: Cost | None = None, samples: int = 0, micro_batches: int = 1
+    ) -> float:
         """Return the most bytes of a rank at once: going back, while gradients are reduced, or in the optimiser's step."""
         weight, bucket = self.weight_bytes, min(self.parameters, BUCKET)
         held = self.held(stage, ranks) + (weight + 4.0) * self.experts / ranks  # gradients, the masters' too
-        staged = self._staged(stage, is_gpu)
-        if stage == 3:
-            reducing, stepping = 8.0 * bucket, 12.0 * self.parameters / ranks
+        if stage == 0:
+            stepping = (weight + 4.0) * self.parameters
+            copied = (6.0 if self.optimiser.bf16 else 4.0) * bucket if ranks > 1 else 0.0  # to float32 and back
+            reducing = copied + weight * self.parameters
         else:
-            reducing = 6.0 * bucket if stage or self.optimiser.bf16 else 4.0 * bucket
-            stepping = (weight + 12.0) * self.parameters / ranks if stage else (weight + 4.0) * self.parameters
-        reducing += weight * self.parameters if stage == 0 else 0
-        if stage and self.optimiser.offload:
-            stepping = 0.0
-        return held + staged + max(reducing, stepping, self._going_back(stage, cost, samples))
+            stepping = 0.0 if self.optimiser.offload else (4.0 if stage == 3 else 8.0) * self.parameters / ranks
+            copied = (8.0 if ranks > 1 else 4.0) * bucket if stage == 3 else 6.0 * bucket
+            waiting = weight * (self.parameters - bucket) if stage == 1 else 0.0
+            reducing = self._staged(stage, is_gpu) + copied + waiting
+            stepping += self._staged(3, is_gpu) if stage == 3 else 0.0
+        return held + max(reducing, stepping, self._going_back(stage, is_gpu, cost, samples, micro_batches))
 
     def _staged(self, stage: int, is_gpu: bool) -> float:
         """Return the bytes of the buffer in which gradients are gathered: on a CPU what was never written to takes no memory."""
-        weight = 4 if stage == 3 else self.weight_bytes
-        return weight * (BUCKET if is_gpu else min(self.parameters, BUCKET)) if stage else 0.0
+        return (4.0 if stage == 3 else self.weight_bytes) * (BUCKET if is_gpu else min(self.parameters, BUCKET))
 
-    def _going_back(self, stage: int, cost: Cost | None, samples: int) -> float:
-        """Return what is alive beside the states and that buffer while a micro-batch goes forward and back."""
-        weight = self.weight_bytes
-        whole = weight * (min(self.parameters, LIVE) + min(self.parameters, GATHERED)) if stage == 3 else 0
-        lone = 0 if stage else weight  # gradients of the other stages are in the buffer
-        moments = cost.moments if cost else ()
-        return whole + max((m.fixed_bytes + samples * m.sample_bytes + lone * m.gradients for m in moments), default=0.0)
+    def _going_back(self, stage: int, is_gpu: bool, cost: Cost | None, samples: int, micro_batches: int) -> float:
+        """Return what is alive beside the states while a micro-batch goes forward and back.
+
+        Gradients stay with their weights in stages 0 and 1, those of earlier micro-batches, too. In stage 2 they go into a buffer
+        that is made anew each time, in stage 3 into one that stays; stage 3 fetches weights in pieces, and copies them out.
+        """
+        weight, most = self.weight_bytes, 0.0
+        kept = 0.0
+        if stage == 3:
+            kept = weight * (min(self.parameters, LIVE) + min(self.parameters, GATHERED)) + self._staged(3, is_gpu)
+        elif stage and is_gpu:
+            kept = self._staged(stage, is_gpu)
+        for moment in cost.moments if cost else ():
+            gradients = self.parameters if stage < 2 and micro_batches > 1 else moment.gradients
+            if stage == 2:
+                gradients = 0 if is_gpu else min(gradients, BUCKET)
+            most = max(most, moment.fixed_bytes + samples * moment.sample_bytes + (weight * gradients if stage < 3 else 0))
+        return kept + most
 
     def moved(self, stage: int, ranks: int, reductions: int, optimiser_bytes: float) -> float:
         """Return the bytes of its own memory that a rank reads and writes for a step's reductions and update."""
@@ -123,20 +136,26 @@ class States:
         return (gradients + weights) * self.parameters * (ranks - 1) / ranks
 
 
-def memory_gib(states: States, stage: int, ranks: int, device: Device, cost: Cost | None = None, samples: int = 0) -> float:
-    """Return the memory that a rank of `ranks` needs for micro-batches of `samples`."""
-    return states.peak(stage, ranks, device.is_gpu, cost, samples) / GIB + (CONTEXT_GIB if device.is_gpu else 0.0)
+def memory_gib(
+    states: States, stage: int, ranks: int, device: Device, cost: Cost | None = None, samples: int = 0, micro_batches: int = 1
+) -> float:
+    """Return the memory that a rank of `ranks` needs for `micro_batches` of `samples` a step."""
+    peak = states.peak(stage, ranks, device.is_gpu, cost, samples, micro_batches)
+    return peak / GIB + (CONTEXT_GIB if device.is_gpu else 0.0)
 
 
-def largest_micro_batch(states: States, stage: int, ranks: int, device: Device, cost: Cost) -> int:
+def largest_micro_batch(states: States, stage: int, ranks: int, device: Device, cost: Cost, micro_batches: int = 1) -> int:
     """Return how many samples fit at a time, 0 for none."""
+
+    def fits(samples: int) -> bool:
+        return memory_gib(states, stage, ranks, device, cost, samples, micro_batches) <= device.memory_gib
+
     low, high = 0, 1
-    while high < 2**20 and memory_gib(states, stage, ranks, device, cost, high) <= device.memory_gib:
+    while high < 2**20 and fits(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        fits = memory_gib(states, stage, ranks, device, cost, middle) <= device.memory_gib
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 

@@ -38,6 +38,7 @@ class Host(ABC):
     """rank of world_size, of which neighbours are on this machine."""
 
     rank, world_size, neighbours = 0, 1, 1
+    why_leaving = "a machine is leaving"
 
     @property
     def threads(self) -> int:
@@ -116,6 +117,8 @@ class RayHost(Host):
 
 class BareHost(Host):
     """This process, plain torch, the folder `RUN/checkpoints/bare`."""
+
+    why_leaving = "told to end"
 
     def __init__(self, run: Run, keep_last: int):
         self._folder, self._keep_last = run.path("checkpoints", BARE_FOLDER), keep_last

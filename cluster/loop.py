@@ -141,8 +141,8 @@ def _train(
         if step + 1 < config.num_steps and (must_leave or (step + 1) % config.checkpoint_every == 0):
             if recorder:
                 recorder.flush()  # whoever goes on from the checkpoint does not record these steps again
-            because = {"because": "a machine is leaving"} if must_leave else {}
-            _commit(task, host, engine, run, step + 1, terms, kept, must_leave, because)
+            because = {"because": host.why_leaving} if must_leave else {}
+            _commit(task, host, engine, run, step + 1, terms, kept, must_leave, **because)
             if must_leave:
                 host.leave()
         if trace:
@@ -168,7 +168,7 @@ def _commit(
     terms: dict[str, Any],
     kept: Kept | None,
     must_wait: bool,
-    because: dict[str, Any] | None = None,
+    **because: str,
 ) -> None:
     config = task.job.config
     if kept and config.keep_last == 1 and not must_wait:
@@ -179,7 +179,7 @@ def _commit(
     if kept:
         kept.settle()
         kept.add(next_step, loss)
-        run.event("checkpoint", step=next_step, **(because or {}))
+        run.event("checkpoint", step=next_step, **because)
 
 
 @contextmanager

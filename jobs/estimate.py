@@ -114,9 +114,10 @@ def tokens(shape: Shape, train: TrainConfig, token_size_m: float) -> float:
 def _memory(states: States, costs: list[Cost], train: TrainConfig, config: EstimateConfig) -> dict[str, Any]:
     """Return what each ZeRO stage needs of a GPU, of the sensor set that needs most, and what fits."""
     device, stage, batch = config.device, train.optimiser.zero_stage, train.batch_size
+    parts = train.lanes // config.gpus
 
     def need(stage: int, samples: int) -> float:
-        return round(max(memory_gib(states, stage, config.gpus, device, cost, samples) for cost in costs), 2)
+        return round(max(memory_gib(states, stage, config.gpus, device, cost, samples, parts) for cost in costs), 2)
 
     sizes = sorted({*MICRO_BATCHES, batch})
     return {
@@ -127,7 +128,7 @@ def _memory(states: States, costs: list[Cost], train: TrainConfig, config: Estim
         "memory_gib_per_gpu": {str(z): need(z, batch) for z in STAGES},
         "memory_gib_by_micro_batch": {str(size): {str(z): need(z, size) for z in STAGES} for size in sizes},
         "largest_micro_batch": {
-            str(z): min(largest_micro_batch(states, z, config.gpus, device, cost) for cost in costs) for z in STAGES
+            str(z): min(largest_micro_batch(states, z, config.gpus, device, cost, parts) for cost in costs) for z in STAGES
         },
     }
 

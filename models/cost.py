@@ -72,7 +72,7 @@ class CostCounter(TorchDispatchMode):
         super().__init__()
         self.flops = self.done_flops = self.moved = self.live = self.peak = self.given = 0
         self._alive: dict[int, Any] = {}
-        self._left_out: set[int] = set()
+        self._left_out: dict[int, Any] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = (_shaped if is_product(function) else _done)(function, args, kwargs or {})
@@ -91,7 +91,8 @@ class CostCounter(TorchDispatchMode):
 
     def leave_out(self, module: nn.Module) -> None:
         """Do not count the weights and buffers of `module`, nor views of them."""
-        self._left_out |= {x.untyped_storage()._cdata for x in (*module.parameters(), *module.buffers())}
+        storages = (x.untyped_storage() for x in (*module.parameters(), *module.buffers()))
+        self._left_out |= {storage._cdata: storage for storage in storages}  # held, so that no other has its address
 
     def watch(self, x: Tensor) -> None:
         """Count `x` among what is alive, as long as it is."""

@@ -3,8 +3,8 @@
 One read task per lane window; a dataset takes the next few windows that the steps of a sensor set need, and is drained
 at once while the one before it is trained on. What travels is decided by `decode`: 'cpu_nodes' decodes in the read
 tasks, blocks carry stored integers; 'trainer' only looks samples up there, and the rank's own threads read and decode;
-'process' does all of it here and needs no Ray. All give the same micro-batches, bit by bit. The first samples of every stream
-are looked up and decoded here, while Ray Data begins with what comes after them.
+'process' does all of it here and needs no Ray. All give the same micro-batches, bit by bit. The first samples of a stream are
+looked up and decoded here, while Ray Data begins with what comes after them; not where 'cpu_nodes' decode what lies in a bucket.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice, pairwise, takewhile
+from itertools import dropwhile, islice, pairwise, takewhile
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +35,9 @@ from pipeline.windows import Columns, OpenShards, resolve
 # three of them made it four times slower. So a dataset is small enough to be drained into memory at once.
 SAMPLES_PER_DATASET, BYTES_PER_DATASET = 16_384, 2**28
 SAMPLES_IN_FIRST = 512
-"""Of each lane, that do not wait for Ray Data's seconds of a start."""
+"""Of each lane and sensor set, with the rest of their window, that do not wait for Ray Data's seconds of a start."""
+LOOK_UPS = 8
+"""Windows whose samples are looked up at a time at the start: a request for each shard."""
 SAMPLES_PER_TASK = 256
 """Windows of very small shards share a read task, those of large shards are several where they can be."""
 READ_CPUS = 0.25
@@ -221,27 +223,39 @@ class _SetReader:
             chunk.shards = self._openers.submit(OpenShards, self._source.archive, self._plan.sensor_set, shards)
 
     def _read(self, start: int, stop: int) -> Iterator[_Chunk]:
-        begun = min(start + SAMPLES_IN_FIRST, stop)
-        coming = self._openers.submit(self._look_up, list(self._windows(start, begun)))
-        for group in _groups(self._windows(begun, stop), SAMPLES_IN_FIRST, self._samples_per_dataset()):
-            current, coming = coming, self._pool.submit(self._drain, group)
+        begun = start if self._is_all_for_others() else start + SAMPLES_IN_FIRST
+
+        def is_first(window: Window) -> bool:
+            return window.start < begun
+
+        first = self._merged(takewhile(is_first, self._pieces(lane, start, stop)) for lane in self.lanes)
+        later = self._merged(dropwhile(is_first, self._pieces(lane, start, stop)) for lane in self.lanes)
+        groups = _groups(later, SAMPLES_IN_FIRST, self._samples_per_dataset())
+        drained = (self._pool.submit(self._drain, group) for group in groups)
+        coming = next(drained, None)
+        with ThreadPoolExecutor(LOOK_UPS, "look-up") as several:
+            yield from several.map(self._look_up, first)
+        while coming:
+            current, coming = coming, next(drained, None)
             yield from current.result()
-        yield from coming.result()
 
-    def _windows(self, start: int, stop: int) -> Iterator[Window]:
-        """Yield what the windows of all lanes hold of positions `start` to `stop` in the order of first need, so that what is read
-
-        ahead stays small.
-        """
-        lanes = [self._pieces(lane, start, stop) for lane in self.lanes]
+    def _merged(self, lanes: Iterable[Iterator[Window]]) -> Iterator[Window]:
+        """Yield the windows of all lanes in the order of first need, so that what is read ahead stays small."""
         return heapq.merge(*lanes, key=lambda w: (w.start // self._plan.batch_size, w.lane))
 
     def _pieces(self, lane: int, start: int, stop: int) -> Iterator[Window]:
-        """Yield the windows of a lane, in pieces where that bounds what is decoded ahead and no shard is fetched twice for it."""
+        """Yield what a lane's windows hold of `start` to `stop`, in pieces where that bounds what is decoded ahead and no shard is
+
+        fetched twice for it.
+        """
         is_cut = self._config.decode == "cpu_nodes" and storage.is_local(self._source.archive.url)
         for window in takewhile(lambda w: w.start < stop, self._plan.windows(lane, start)):
             inside = window.between(start, stop)
             yield from inside.pieces(SAMPLES_PER_TASK) if is_cut else [inside]
+
+    def _is_all_for_others(self) -> bool:
+        """Return whether even the first shards are too large to be fetched and decoded here: those of a bucket come whole."""
+        return self._config.decode == "cpu_nodes" and not storage.is_local(self._source.archive.url)
 
     def _samples_per_dataset(self) -> int:
         if self._config.decode != "cpu_nodes":
@@ -252,12 +266,12 @@ class _SetReader:
             bytes_per_date += y * x * (len(sensor.bands) * np.dtype(sensor.dtype).itemsize + 1)
         return max(1, BYTES_PER_DATASET // (bytes_per_date * self._source.view.num_dates))
 
-    def _look_up(self, windows: list[Window]) -> list[_Chunk]:
-        return [_Chunk(resolve(self._source, self._plan.sensor_set, w, names(self._plan, w.shard))) for w in windows]
+    def _look_up(self, window: Window) -> _Chunk:
+        return _Chunk(resolve(self._source, self._plan.sensor_set, window, names(self._plan, window.shard)))
 
     def _drain(self, windows: list[Window]) -> list[_Chunk]:
         if self._config.decode == "process":
-            return self._look_up(windows)
+            return [self._look_up(window) for window in windows]
         tasks = list(_groups(windows, SAMPLES_PER_TASK, SAMPLES_PER_TASK))
         dataset = ray.data.read_datasource(
             _WindowSource(self._source, self._plan, self._config.decode, tasks),

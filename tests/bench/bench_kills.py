@@ -208,8 +208,9 @@ def elastic(nodes: Nodes, arguments: list[str], run: Path) -> list[dict[str, Any
 
 def compare(whole: Path, struck: Path, width: int = 50) -> str:
     """Return how far the losses of two runs are apart, step by step and as means of `width` steps."""
-    one, other = ({record["step"]: record["loss"] for record in lines(run / "metrics.jsonl")} for run in (whole, struck))
+    one, other = ({r["step"]: r["loss"] for r in lines(run / "metrics.jsonl") if r["loss"] is not None} for run in (whole, struck))
     both = np.array([(one[step], other[step]) for step in sorted(one.keys() & other.keys())])
+    width = min(width, len(both))
     means = both[: len(both) // width * width].reshape(-1, width, 2).mean(1)
     of_steps, of_means = (np.abs(pair[:, 1] / pair[:, 0] - 1) for pair in (both, means))
     return (

@@ -60,7 +60,7 @@ def test_ranks_that_tell_at_once_do_not_overwrite_one_another(bucket: str) -> No
     """On S3 appending is reading and writing anew: of two at once one would be lost."""
     url = f"{bucket}/told"
     ranks = [Run(url, "pretrain", rank) for rank in range(3)]
-    is_time = Barrier(3)
+    is_time = Barrier(3, timeout=60)
 
     def tell(run: Run) -> None:
         for number in range(5):

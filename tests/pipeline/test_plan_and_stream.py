@@ -29,8 +29,8 @@ SEEN_AS_IS = StreamConfig(augment=AugmentConfig(symmetries=False))
 
 @pytest.fixture(autouse=True)
 def _ray_data_from_the_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the first sample of a lane comes from Ray Data; there are too few here to leave out 512."""
-    monkeypatch.setattr(stream, "SAMPLES_IN_FIRST", 1)
+    """Not 512 samples of each lane later: there are too few here."""
+    monkeypatch.setattr(stream, "SAMPLES_IN_FIRST", 0)
 
 
 def make_plan(num_lanes: int = 4, batch_size: int = 3, num_shards: int = 9, per_shard: int = 5) -> SetPlan:
@@ -194,12 +194,27 @@ def test_the_first_samples_do_not_wait_for_ray_data(opened: Archive, decode: str
         return read(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ray.data, "read_datasource", read_late)
-    steps = iter(Stream(source, plan, 0, 1, 0, 50, config))
+    steps = iter(Stream(source, plan, 0, 1, 0, 150, config))
     first = next(steps)
     assert [micro.sample.tolist() for micro in first] == [plan.sets[0].micro_batch(lane, 0).tolist() for lane in range(2)]
     assert begun.wait(20), "Ray Data begins meanwhile"
     is_needed.set()
-    assert 1 + sum(1 for _ in steps) == 50
+    seen = [first, *steps]
+    for lane in range(2):
+        planned = [plan.sets[0].micro_batch(lane, step).tolist() for step in range(150)]
+        assert [micro_batches[lane].sample.tolist() for micro_batches in seen] == planned
+
+
+def test_what_is_short_needs_no_ray_data(opened: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "SAMPLES_IN_FIRST", 4 * NUM_STEPS)
+    asked: list[object] = []
+    monkeypatch.setattr(ray.data, "read_datasource", lambda *args, **options: asked.append(args))
+    source = SampleSource(opened, CrossSensor())
+    for decode in ("trainer", "cpu_nodes"):
+        for start in (0, NUM_STEPS - 1):
+            found = deliver(source, plan_of(source, SETS), 0, 1, start, StreamConfig(decode=decode))  # type: ignore[arg-type]
+            assert len(found) == 4 * (NUM_STEPS - start)
+    assert not asked
 
 
 def test_a_micro_batch_holds_the_tiles_of_the_catalog(opened: Archive) -> None:
