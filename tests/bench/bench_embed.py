@@ -16,10 +16,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import rasterio
+from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from pipeline.part import USER_MASK
+from pipeline.sensors import load_sensor
 
+CRS, CORNER_M = "EPSG:32632", (600_000.0, 5_300_000.0)
+"""Of all images: their own reference systems differ."""
 ROWS = 1024
 MIB = 2.0**20
 
@@ -30,11 +34,13 @@ def mirrored(length: int, wanted: int) -> np.ndarray:
 
 
 def enlarge(source: Path, path: Path, side_m: float) -> None:
-    """Write `source` to `path`, mirrored to `side_m` by `side_m`, with all that the file says of itself."""
+    """Write `source` to `path`, mirrored to `side_m` by `side_m`, with all that the file says of itself but where it is."""
     with rasterio.open(source) as scene:
-        image, side = scene.read(), round(side_m / scene.res[0])
+        gsd_m = load_sensor(scene.tags()["SENSOR"]).gsd_m
+        image, side = scene.read(), round(side_m / gsd_m)
         tiled = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "zstd", "bigtiff": "yes"}
-        profile = scene.profile | tiled | {"driver": "GTiff", "width": side, "height": side}
+        place = {"crs": CRS, "transform": from_origin(*CORNER_M, gsd_m, gsd_m), "width": side, "height": side}
+        profile = scene.profile | tiled | place | {"driver": "GTiff"}
         rows, columns = mirrored(scene.height, side), mirrored(scene.width, side)
         with rasterio.open(path, "w", **profile) as large:
             large.update_tags(**scene.tags())
