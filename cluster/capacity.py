@@ -80,6 +80,8 @@ class States:
         """Return the most bytes of a rank at once: going back, while gradients are reduced, or in the optimiser's step."""
         weight, bucket = self.weight_bytes, min(self.parameters, BUCKET)
         held = self.held(stage, ranks) + (weight + 4.0) * self.experts / ranks  # gradients, the masters' too
+        if stage == 2 and micro_batches > 1 and not self.optimiser.offload:
+            held += weight * self.parameters / ranks  # the sum of its share of gradients
         if stage == 0:
             stepping = (weight + 4.0) * self.parameters
             copied = (6.0 if self.optimiser.bf16 else 4.0) * bucket if ranks > 1 else 0.0  # to float32 and back
