@@ -18,7 +18,7 @@ BATCH_SIZE = 64
 
 
 class FeatureMaker(Protocol):
-    """Turns tiles of one sensor, one date each, at (N, 2) longitudes and latitudes, into features (N, D)."""
+    """Turns tiles of one sensor, (N, T) dates at (N, 2) longitudes and latitudes, into features (N, T, D) float32."""
 
     def features(self, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray: ...
 
@@ -57,27 +57,28 @@ class ImageStatistics:
 
     def features(self, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray:
         found = []
-        for pixels, valid in zip(arrays.pixels[:, 0], arrays.is_valid[:, 0]):
+        tiles, masks = (part.reshape(-1, *part.shape[2:]) for part in (arrays.pixels, arrays.is_valid))
+        for pixels, valid in zip(tiles, masks):
             inside = pixels[:, valid] if valid.any() else np.zeros((len(pixels), 1), np.float32)
             found.append(np.concatenate([inside.mean(1), inside.std(1), inside.min(1), inside.max(1)]))
-        return np.stack(found)
+        return np.stack(found).reshape(*arrays.is_present.shape, -1)
 
 
 def embed(encoder: Encoder, arrays: SensorArrays, lonlat_deg: np.ndarray) -> np.ndarray:
-    """Return pooled embeddings (N, D) of the first date of each sample."""
+    """Return pooled embeddings (N, T, D); dates attend to one another where the encoder has them together."""
     tiles, lonlat, found = to_tiles(arrays), torch.from_numpy(lonlat_deg), []
     for first in range(0, len(lonlat), BATCH_SIZE):
         part = slice(first, first + BATCH_SIZE)
         arrays_of = {name: getattr(tiles, name)[part] for name in ("pixels", "is_valid", "is_present", "time_days")}
         batch = Batch({arrays.sensor.name: replace(tiles, **arrays_of)}, lonlat[part])
-        found.append(encoder.encode(batch)[arrays.sensor.name].pooled[:, 0].numpy())
+        found.append(encoder.encode(batch)[arrays.sensor.name].pooled.numpy())
     return np.concatenate(found)
 
 
 def features_of_shard(archive: Archive, maker: FeatureMaker, shard: str, sensor_name: str, rows: np.ndarray) -> np.ndarray:
     """Return features (N, D) of tiles `rows` of one sensor in one shard."""
     torch.set_num_threads(1)
-    return maker.features(*tiles_of(archive, shard, sensor_name, rows))
+    return maker.features(*tiles_of(archive, shard, sensor_name, rows))[:, 0]
 
 
 @torch.no_grad()

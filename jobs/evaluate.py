@@ -239,7 +239,7 @@ def _answer(works: Sequence[Work], number: int, run_url: str) -> cells.Row:
 def make_features(works: Sequence[Work], run_url: str) -> None:
     """Make what features the cells need and the run folder does not hold, each once."""
     store, keys = FeatureStore(run_url), {}
-    wanted: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    wanted: dict[tuple[str, str, str, int], list[np.ndarray]] = defaultdict(list)
     for work in works:
         for key, chosen in work.features():
             if (id(work.samples), key.name) in keys:
@@ -248,15 +248,16 @@ def make_features(works: Sequence[Work], run_url: str) -> None:
             for sensor in work.samples.sensors:
                 rows, shards = work.samples.tiles.rows[sensor][chosen], work.samples.tiles.shard[chosen]
                 for shard in np.unique(shards):
-                    wanted[key.name, sensor, str(shard)].append(rows[shards == shard].ravel())
+                    stacks = key.stacks(rows[shards == shard])
+                    wanted[key.name, sensor, str(shard), stacks.shape[1]].append(stacks)
     by_name = {key.name: key for key in keys.values()}
     remote = ray.remote(num_cpus=TASK_CPUS)(FeatureStore.make)
     tasks = {
-        remote.remote(store, by_name[name], sensor, shard, np.unique(np.concatenate(rows))): (name, sensor, shard)
-        for (name, sensor, shard), rows in wanted.items()
-        if not store.has(by_name[name], sensor, shard)
+        remote.remote(store, by_name[name], sensor, shard, np.unique(np.concatenate(stacks), axis=0)): name
+        for (name, sensor, shard, dates), stacks in wanted.items()
+        if not store.has(by_name[name], sensor, shard, dates)
     }
-    for (name, _, _), error in gather(tasks, "features", keep_errors=True):
+    for name, error in gather(tasks, "features", keep_errors=True):
         if isinstance(error, ModelInputError) and by_name[name].perturbation is not None:
             store.refuse(by_name[name], str(getattr(error, "cause", error)))
         elif error is not None:

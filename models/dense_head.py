@@ -103,13 +103,14 @@ class _Scale(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """A dense head beside a look at the pixels in blocks of BLOCK x BLOCK: maps say what is there, pixels where it ends.
+    """A dense head beside a look at the pixels in blocks of BLOCK x BLOCK, judged at DEPTH scales: maps say what is there, pixels
+    where it ends.
 
     `shapes`: (T, C) of each sensor's pixels; `side_px`: of the answer, whole blocks; `head` gives DETAIL channels. A sensor that is
     not given is at 0, the mean.
     """
 
-    DETAIL, BLOCK = 32, 2
+    DETAIL, BLOCK, DEPTH = 32, 2, 3
 
     def __init__(
         self,
@@ -127,8 +128,8 @@ class PixelHead(nn.Module):
         self.look = nn.Sequential(
             _Convolution(sum(self.widths.values()) * self.BLOCK**2, self.DETAIL), _Convolution(self.DETAIL, self.DETAIL)
         )
-        self.judge = nn.Sequential(_Convolution(2 * self.DETAIL, self.DETAIL), _Convolution(self.DETAIL, self.DETAIL))
-        self.leave = PixelDecoder(self.DETAIL, num_outputs, self.BLOCK)
+        self.judge = _Hourglass(2 * self.DETAIL, 2 * self.DETAIL, self.DEPTH)
+        self.leave = PixelDecoder(2 * self.DETAIL, num_outputs, self.BLOCK)
         for part in (self.look, self.judge, self.leave):
             initialise(part, generator)
 
@@ -148,6 +149,26 @@ class PixelHead(nn.Module):
         last = pixels[name][:, -1]
         found = last if pixels[name].shape[1] == 1 else torch.cat([last, last - pixels[name][:, 0]], 1)
         return _resized(found, like)
+
+
+class _Hourglass(nn.Module):
+    """Convolutions at `depth` scales, each half as fine, and back (U-Net, Ronneberger et al. 2015, arXiv 1505.04597)."""
+
+    def __init__(self, width: int, out: int, depth: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(
+            nn.Sequential(_Convolution(out if scale else width, out), _Convolution(out, out)) for scale in range(depth)
+        )
+        self.up = nn.ModuleList(_Convolution(2 * out, out) for _ in range(depth - 1))
+
+    def forward(self, x_BHyx: Tensor) -> Tensor:
+        scales: list[Tensor] = []
+        for layer in self.down:
+            x_BHyx = layer(F.avg_pool2d(x_BHyx, 2, ceil_mode=True) if scales else x_BHyx)
+            scales.append(x_BHyx)
+        for layer, finer in zip(self.up, scales[-2::-1]):
+            x_BHyx = layer(torch.cat([_resized(x_BHyx, finer), finer], 1))
+        return x_BHyx
 
 
 class _Convolution(nn.Module):

@@ -26,7 +26,7 @@ def split_places(places: Iterable[str], group_of: Callable[[str], str] = str) ->
     nearest to it, from the split that has most.
     """
     groups = {place: group_of(place) for place in places}
-    position = {group: _position(group) for group in sorted(set(groups.values()))}
+    position = {group: place_on_line(group) for group in sorted(set(groups.values()))}
     limits = np.cumsum([0, *(share for _, share in SPLIT_SHARES)])
     split = {group: SPLIT_SHARES[int(np.searchsorted(limits[1:-1], at, "right"))][0] for group, at in position.items()}
     for index, (name, _) in enumerate(SPLIT_SHARES):
@@ -40,7 +40,7 @@ def split_places(places: Iterable[str], group_of: Callable[[str], str] = str) ->
 
 def hold_out(stated: Mapping[str, str], group_of: Callable[[str], str] = str) -> dict[str, str]:
     """Return a published split that has no 'val' with a fifth of the groups in 'train' made 'val', by their hashes."""
-    position = {group_of(place): _position(f"val/{group_of(place)}") for place, split in stated.items() if split == "train"}
+    position = {group_of(place): place_on_line(f"val/{group_of(place)}") for place, split in stated.items() if split == "train"}
     if len(position) < 2:
         return dict(stated)
     first, *_, last = sorted(position, key=position.__getitem__)  # one is always held out, one never
@@ -48,7 +48,7 @@ def hold_out(stated: Mapping[str, str], group_of: Callable[[str], str] = str) ->
     return {p: "val" if split == "train" and group_of(p) in held else split for p, split in stated.items()}
 
 
-def _position(name: str) -> float:
+def place_on_line(name: str) -> float:
     """Return a place in 0..1 that depends on nothing but the name."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) / 16**16
 

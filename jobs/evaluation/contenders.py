@@ -38,6 +38,8 @@ class Contender:
     """What its encoder knows of its sensors."""
     parameters: int | None = None
     """Of a trained encoder."""
+    num_dates: int = 1
+    """So many dates of a place its encoder has learned to look at together; 1: each by itself."""
 
     def maker(self, seed: int) -> FeatureMaker:
         return self.makers[seed % len(self.makers)]
@@ -59,22 +61,30 @@ def contenders(models: list[Run], seeds: int, external: Sequence[str] = ()) -> l
     `external` are paths of descriptions (`cluster.external`).
     """
     trained: list[Contender] = []
-    untrained: dict[EncoderConfig, str] = {}
+    untrained: dict[EncoderConfig, tuple[str, int]] = {}
     for title, run in zip(titles(models), models):
         maker = ModelFeatures(run.path("model"))
         encoder = maker.load()
         digest = hashlib.sha256(storage.read_bytes(run.path("model", "model.safetensors"))).hexdigest()
         roles: frozenset[Role] = frozenset(("pooled", "maps", "frozen", "tuned"))
-        trained.append(Contender(title, roles, (maker,), digest, encoder.config.sensors, encoder.num_parameters))
-        untrained.setdefault(encoder.config, random_title(title) if untrained else RANDOM)
+        dates = num_dates(run, encoder.config)
+        trained.append(Contender(title, roles, (maker,), digest, encoder.config.sensors, encoder.num_parameters, dates))
+        untrained.setdefault(encoder.config, (random_title(title) if untrained else RANDOM, dates))
     result = [*trained, Contender(STATISTICS, frozenset(("pooled", "pixels")), (ImageStatistics(),), "")]
-    for number, (config, title) in enumerate(untrained.items()):
+    for number, (config, (title, dates)) in enumerate(untrained.items()):
         digest = hashlib.sha256(repr(config).encode()).hexdigest()
         makers = tuple(RandomFeatures(config, seed) for seed in range(seeds))
-        result.append(Contender(title, frozenset(("pooled", "maps", "frozen")), makers, digest, config.sensors))
+        result.append(Contender(title, frozenset(("pooled", "maps", "frozen")), makers, digest, config.sensors, num_dates=dates))
         if not number:
             result.append(Contender(SCRATCH, frozenset(("tuned",)), makers, digest, config.sensors))
     return result + [_external(path) for path in external]
+
+
+def num_dates(run: Run, config: EncoderConfig) -> int:
+    """Return how many dates together an encoder of this configuration was shown in `run`."""
+    if config.frames == "apart":
+        return 1
+    return int(storage.read_json(run.path("config.json"))["config"]["train"]["view"].get("num_dates", 1))
 
 
 def _external(path: str) -> Contender:

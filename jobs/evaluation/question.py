@@ -79,4 +79,4 @@ class Question:
 def feature_key(
     contender: Contender, seed: int, archive: Archive, has_maps: bool, perturbation: Perturbation | None = None
 ) -> FeatureKey:
-    return FeatureKey(contender.maker(seed), contender.digest, archive, has_maps, perturbation)
+    return FeatureKey(contender.maker(seed), contender.digest, archive, has_maps, perturbation, contender.num_dates)

@@ -15,7 +15,7 @@ from models.stems.sensor import SensorStemConfig
 from models.stems.spectral import FACTS, Fact, SpectralStemConfig
 from models.stems.stem import StemConfig
 from models.vit import VitConfig, vit_size
-from pipeline.views import CrossSensor
+from pipeline.views import CrossSensor, DateStack
 
 KIND = "pretrain"
 
@@ -71,6 +71,12 @@ def loom_tiny() -> LoomRecipe:
     """`loom` in about a minute on two CPU cores; at the rate of other tiny autoencoders it loses what its stem begins with."""
     backbone = VitConfig(embed_dim=48, depth=2, num_heads=2, moe=MoEConfig(num_experts=4))
     return tiny_autoencoder(loom(), learning_rate=2e-3, backbone=backbone)
+
+
+def loom_series() -> LoomRecipe:
+    """`loom` over time: up to twelve dates of each sensor of a site attend to one another, half of their tokens hidden."""
+    recipe = replace(loom(), mask_ratio=0.5)
+    return replace(recipe, train=replace(recipe.train, view=DateStack(num_dates=12)))
 
 
 def loom_base() -> LoomRecipe:

@@ -17,7 +17,7 @@ import pandas as pd
 import ray
 from scipy.spatial.distance import cdist
 
-from cluster.embedding import ModelFeatures, tiles_of
+from cluster.embedding import ModelFeatures, features_of_shard
 from jobs.archives import TASK_CPUS
 from jobs.progress import gather
 from jobs.retraining.context import Context
@@ -96,7 +96,7 @@ def _look(
     embeddings, refusal = None, ""
     if maker is not None:
         try:
-            embeddings = maker.features(*tiles_of(archive, shard, sensor, rows))
+            embeddings = features_of_shard(archive, maker, shard, sensor, rows)
         except ModelInputError as error:  # it knows these bands in other ranges
             refusal = str(error)
     found = {}

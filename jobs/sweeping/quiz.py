@@ -137,7 +137,7 @@ def _vectors(maker: FeatureMaker, reader: TileReader, samples: TaskSamples, chos
     """Return (N, D): what tiles are pooled to; of two dates both and their difference."""
     lonlat, found = samples.tiles.lonlat_deg[chosen], {}
     for name, arrays in reader.arrays(chosen).items():
-        dates = [maker.features(_date(arrays, date), lonlat) for date in range(arrays.is_present.shape[1])]
+        dates = [maker.features(_date(arrays, date), lonlat)[:, 0] for date in range(arrays.is_present.shape[1])]
         found[name] = np.stack(dates, 1)
     return combine(found)
 

@@ -4,7 +4,8 @@ Van Tricht et al., ESSD 2023. `*_timeseries.parquet`, one row a sample and month
 dB = 20 log10(DN) - 83, 65535 where there is none. A sample is a site of one token: `--site-size-m 40`, all pixels of a tile
 alike, for one is all that is known. The first twelve months of each; a month without data is a tile without valid pixels, so
 that all samples have the same dates. Crops are codes of the WorldCereal legend, the five that have a hundred samples or more of
-the Canadian ones; other samples have no label. Split by `h3_l3_cell`, about 60 km wide: test regions are unseen.
+the Canadian ones; other samples have no label. Split by `h3_l3_cell`, about 60 km wide: test regions are unseen. Regions differ in
+what grows there, so val is several small ones, enough that each crop is in it.
 """
 
 from functools import lru_cache
@@ -20,12 +21,13 @@ from pipeline.grid import Grid
 from pipeline.labels import Label
 from pipeline.sensors import Sensor, load_sensor
 from pipeline.shard import Tile
-from pipeline.splits import split_places
+from pipeline.splits import place_on_line, split_places
 
 CODES = (1110, 1120, 1200, 4100, 9120)
 LABELS = {"crop": Label("class", "site", tuple(f"code {code}" for code in CODES))}
 PLACES_PER_SHARD = 256
 NUM_MONTHS = 12
+REGION_SHARE, CROP_SHARE = 0.06, 0.1
 NONE = 65535
 COLUMNS = {
     "worldcereal_optical": tuple(f"S2-L2A-B{band}" for band in ("02", "03", "04", "05", "06", "07", "08", "11", "12")),
@@ -54,11 +56,24 @@ def places(folder: str) -> dict[str, str]:
 
 def splits(folder: str, found: dict[str, str]) -> dict[str, str]:
     """Return the split of each sample: that of its region."""
-    region: dict[str, str] = {}
-    for path in sorted(set(found.values())):
-        table = _read(path, Path(path).stat().st_mtime_ns)
-        region |= table["h3_l3_cell"].groupby(level=0).first().to_dict()
-    return split_places(found, region.__getitem__)
+    facts = [_read(path, Path(path).stat().st_mtime_ns)[["h3_l3_cell", "CROPTYPE_LABEL"]] for path in sorted(set(found.values()))]
+    table = pd.concat(facts).groupby(level=0).first().loc[list(found)]
+    test = {place for place, split in split_places(found, table["h3_l3_cell"].__getitem__).items() if split == "test"}
+    val = _held_regions(table[~table.index.isin(test)])
+    split = {place: "val" if region in val else "train" for place, region in table["h3_l3_cell"].items()}
+    return split | dict.fromkeys(test, "test")
+
+
+def _held_regions(table: pd.DataFrame) -> set[str]:
+    """Return regions with few samples each and together enough of each crop, in the order of their hashes."""
+    counts = pd.crosstab(table["h3_l3_cell"], table["CROPTYPE_LABEL"]).reindex(columns=list(CODES), fill_value=0)
+    sizes = table["h3_l3_cell"].value_counts()
+    held: set[str] = set()
+    for region in sorted(sizes.index[sizes <= REGION_SHARE * len(table)], key=lambda name: place_on_line(f"val/{name}")):
+        lacking = counts.columns[counts.loc[list(held)].sum() < CROP_SHARE * counts.sum()]
+        if counts.loc[region, lacking].any():
+            held.add(region)
+    return held
 
 
 def tiles(place: str, path: str, grid: Grid) -> list[Tile]:

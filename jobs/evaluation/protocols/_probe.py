@@ -23,13 +23,13 @@ class Part:
 
 
 def parts(question: Question) -> tuple[Part, Part, Part]:
-    """Return train, val and test, standardised with the mean and deviation of train."""
+    """Return train, val and test, standardised with the mean and deviation of train; what is not known is at the mean."""
     train = question.vectors(question.train)
     scaler = StandardScaler().fit(train)
     found = [(question.train, train), (question.val, question.vectors(question.val))]
     found.append((question.test, question.vectors(question.test, is_test=True)))
     labels = question.samples.labels
-    train_part, val, test = (Part(chosen, scaler.transform(values), labels[chosen]) for chosen, values in found)
+    train_part, val, test = (Part(chosen, np.nan_to_num(scaler.transform(values)), labels[chosen]) for chosen, values in found)
     return train_part, val, test
 
 

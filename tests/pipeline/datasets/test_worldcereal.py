@@ -67,3 +67,8 @@ def test_real_series_are_split_by_region(shared_data: Path) -> None:
     )
     assert by_cell.nunique().eq(1).all()
     assert set(splits.values()) == {"train", "val", "test"}
+    facts = pd.read_parquet(next(iter(found.values())), columns=["sample_id", "CROPTYPE_LABEL"]).drop_duplicates("sample_id")
+    crops = facts[facts["CROPTYPE_LABEL"].isin(worldcereal.CODES)]
+    counts = pd.crosstab(crops["CROPTYPE_LABEL"], crops["sample_id"].map(splits))
+    assert (counts["val"] >= 0.1 * (counts["train"] + counts["val"])).all(), "val has some of each crop"
+    assert counts["val"].sum() < 0.3 * counts["train"].sum()
