@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -23,6 +22,8 @@ ROLE = "pooled"
 STRENGTHS = tuple(10.0 ** np.arange(-4, 2))
 MAX_COMPONENTS = 128
 MAX_ITERATIONS = 300
+TOLERANCE = 1e-6
+"""Of the largest spread, below which an axis is rounding."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -41,16 +42,19 @@ def probe(
 
     Of equal ones the stronger penalty, and whitened vectors.
     """
-    whitening = PCA(min(MAX_COMPONENTS, *train.vectors.shape), whiten=True, svd_solver="full").fit(train.vectors)
-    views = {True: whitening.transform, False: np.asarray}
+    # Penalised weights lie in the span of the training samples: along its axes they are the same, and few where samples are few.
+    _, spread, axes = np.linalg.svd(train.vectors.astype(np.float64), full_matrices=False)
+    rank = max(1, int((spread > TOLERANCE * spread[0]).sum()))
+    deviation = np.maximum(spread / len(train.vectors) ** 0.5, TOLERANCE)[: min(rank, MAX_COMPONENTS)]
+    views = {True: axes[: len(deviation)].T / deviation, False: axes[:rank].T}
     tried: list[tuple[float, bool, float, Predict]] = []
-    for is_whitened, seen in views.items():
-        vectors, held = seen(train.vectors), seen(val.vectors)
+    for is_whitened, view in views.items():
+        vectors, held = train.vectors @ view, val.vectors @ view
         for strength in map(float, STRENGTHS):
             predict = fit(kind, vectors, train.labels, strength)
             tried.append((float(np.nan_to_num(score(predict(held)), nan=-np.inf)), is_whitened, strength, predict))
     _, is_whitened, strength, best = max(tried, key=lambda found: found[0])
-    return {"strength": strength, "whitened": is_whitened}, lambda vectors: best(views[is_whitened](vectors))
+    return {"strength": strength, "whitened": is_whitened}, lambda vectors: best(vectors @ views[is_whitened])
 
 
 def fit(kind: str, vectors: np.ndarray, labels: np.ndarray, strength: float) -> Predict:

@@ -120,6 +120,23 @@ def test_the_probe_chooses_whether_to_whiten(is_whitened: bool) -> None:
     assert ((predict(test.vectors) > 0.5) == test.labels).mean() > 0.9
 
 
+@pytest.mark.parametrize("features", [20, 300])
+def test_the_probe_of_many_features_is_that_of_all_of_them(features: int) -> None:
+    """It is fitted along the axes of the training samples, of which there are fewer; ridge regression says the same without."""
+    rng = np.random.default_rng(1)
+    train, val, test = (Part(np.arange(n), rng.normal(size=(n, features)), rng.normal(size=n)) for n in (60, 40, 50))
+    wanted = linear.fit("fraction", train.vectors, train.labels, 0.1)
+    settings, predict = linear.probe("fraction", train, val, lambda found: -float(abs(found - wanted(val.vectors)).max()))
+    assert settings == {"strength": 0.1, "whitened": False}
+    assert np.allclose(predict(test.vectors), wanted(test.vectors), atol=1e-9)
+
+
+def test_features_that_say_nothing_are_no_error() -> None:
+    part = Part(np.arange(6), np.zeros((6, 3)), np.array([0.0, 1, 0, 1, 1, 1]))
+    _, predict = linear.probe("class", part, part, lambda found: float((found == part.labels).mean()))
+    assert predict(part.vectors).tolist() == [1.0] * 6
+
+
 def test_where_val_has_no_score_the_last_look_stays(told: Archive, tmp_path: Path) -> None:
     asked = question_of(told, "bright", tmp_path, batch_size=4)
     labels = np.where(asked.samples.split == "val", 0, asked.samples.labels)  # average precision of no 1 is not defined
