@@ -97,10 +97,10 @@ def _compared(lines: list[dict[str, Any]], gains: Gain) -> list[str]:
     for other in (RANDOM, STATISTICS, SCRATCH):
         if other in best:
             more, low, high = gains(own, best[other])
-            word = "beats" if more > 0 else "does not beat"
+            word = "beats" if low > 0 else "is behind" if high < 0 else "is not told apart from"
             theirs = best[other]["method"]
             methods = theirs if own["method"] == theirs else f"{own['method']} against {theirs}"
-            said.append(f"{OWN} {word} {other} by {more:+.3f} {own['metric']} ({methods}; 95 %: {low:+.3f} … {high:+.3f})")
+            said.append(f"{OWN} {word} {other}: {more:+.3f} {own['metric']} ({methods}; 95 %: {low:+.3f} … {high:+.3f})")
     if "student" in best and own["mean"] > 0:
         said.append(f"student keeps {best['student']['mean'] / own['mean']:.1%} of the teacher's {own['metric']}")
     return said
