@@ -6,9 +6,9 @@ its head; `pixels`: no encoder, but the pixels themselves.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.embedding import FeatureMaker, ImageStatistics, ModelFeatures, RandomFeatures
 from cluster.external import ExternalFeatures
@@ -39,7 +39,7 @@ class Contender:
     parameters: int | None = None
     """Of a trained encoder."""
     num_dates: int = 1
-    """So many dates of a place its encoder has learned to look at together; 1: each by itself."""
+    """So many dates of a place, at most, its encoder has learned to look at together; 1: each by itself."""
 
     def maker(self, seed: int) -> FeatureMaker:
         return self.makers[seed % len(self.makers)]
@@ -61,17 +61,17 @@ def contenders(models: list[Run], seeds: int, external: Sequence[str] = ()) -> l
     `external` are paths of descriptions (`cluster.external`).
     """
     trained: list[Contender] = []
-    untrained: dict[EncoderConfig, tuple[str, int]] = {}
+    untrained: dict[tuple[EncoderConfig, int], str] = {}
     for title, run in zip(titles(models), models):
         maker = ModelFeatures(run.path("model"))
         encoder = maker.load()
         digest = hashlib.sha256(storage.read_bytes(run.path("model", "model.safetensors"))).hexdigest()
         roles: frozenset[Role] = frozenset(("pooled", "maps", "frozen", "tuned"))
-        dates = num_dates(run, encoder.config)
+        dates = num_dates(encoder.config, storage.read_json(run.path("config.json"))["config"]["train"])
         trained.append(Contender(title, roles, (maker,), digest, encoder.config.sensors, encoder.num_parameters, dates))
-        untrained.setdefault(encoder.config, (random_title(title) if untrained else RANDOM, dates))
+        untrained.setdefault((encoder.config, dates), random_title(title) if untrained else RANDOM)
     result = [*trained, Contender(STATISTICS, frozenset(("pooled", "pixels")), (ImageStatistics(),), "")]
-    for number, (config, (title, dates)) in enumerate(untrained.items()):
+    for number, ((config, dates), title) in enumerate(untrained.items()):
         digest = hashlib.sha256(repr(config).encode()).hexdigest()
         makers = tuple(RandomFeatures(config, seed) for seed in range(seeds))
         result.append(Contender(title, frozenset(("pooled", "maps", "frozen")), makers, digest, config.sensors, num_dates=dates))
@@ -80,11 +80,9 @@ def contenders(models: list[Run], seeds: int, external: Sequence[str] = ()) -> l
     return result + [_external(path) for path in external]
 
 
-def num_dates(run: Run, config: EncoderConfig) -> int:
-    """Return how many dates together an encoder of this configuration was shown in `run`."""
-    if config.frames == "apart":
-        return 1
-    return int(storage.read_json(run.path("config.json"))["config"]["train"]["view"].get("num_dates", 1))
+def num_dates(config: EncoderConfig, train: Mapping[str, Any]) -> int:
+    """Return how many dates together, at most, training as recorded showed an encoder: those of a stack (`DateStack`)."""
+    return 1 if config.frames == "apart" else int(train["view"].get("num_dates", 1))
 
 
 def _external(path: str) -> Contender:

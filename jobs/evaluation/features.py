@@ -77,7 +77,7 @@ class FeatureStore:
         """Make and publish the features of the rows in `stacks` (M, T') of one sensor in one shard."""
         torch.set_num_threads(1)
         found, lonlat_deg = tiles_of(key.archive, shard, sensor, stacks.ravel())
-        arrays, lonlat_deg = _stacked(found, stacks.shape), lonlat_deg[:: stacks.shape[1]].copy()
+        arrays, lonlat_deg = stacked(found, stacks.shape), lonlat_deg[:: stacks.shape[1]].copy()
         if key.perturbation is not None:
             seed = int(hashlib.sha256(f"{sensor} {shard}".encode()).hexdigest()[:16], 16)
             arrays = key.perturbation.arrays(arrays, np.random.default_rng(seed))
@@ -85,10 +85,9 @@ class FeatureStore:
             pooled, maps = _maps(key.maker.load(), arrays, lonlat_deg)  # type: ignore[attr-defined]
         else:
             pooled, maps = key.maker.features(arrays, lonlat_deg), []
-        is_known = (arrays.is_valid & arrays.is_present[..., None, None]).any((2, 3))
         with storage.staged_folder(self.url(key, sensor, shard, stacks.shape[1])) as folder:
             np.save(folder / "rows.npy", stacks)
-            np.save(folder / "pooled.npy", np.where(is_known[..., None], pooled, np.nan))
+            np.save(folder / "pooled.npy", where_known(pooled, arrays))
             for number, values in enumerate(maps):
                 np.save(folder / f"map{number}.npy", values)
 
@@ -128,8 +127,14 @@ def combine(features: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([part for values in features.values() for part in compared_dates(values)], axis=1)
 
 
-def _stacked(arrays: SensorArrays, shape: tuple[int, ...]) -> SensorArrays:
-    """Return tiles of one date each as `shape` (M, T'), in order."""
+def where_known(pooled: np.ndarray, arrays: SensorArrays) -> np.ndarray:
+    """Return pooled (N, T, D), NaN where a tile has no valid pixel, and only there: what an encoder gets wrong is infinite."""
+    is_known = (arrays.is_valid & arrays.is_present[..., None, None]).any((2, 3))
+    return np.where(is_known[..., None], np.where(np.isfinite(pooled), pooled, np.inf), np.nan)
+
+
+def stacked(arrays: SensorArrays, shape: tuple[int, int]) -> SensorArrays:
+    """Return tiles (N, T) as `shape` (M, T'), in order."""
     fields = {name: getattr(arrays, name) for name in ("pixels", "is_valid", "is_present", "time_days")}
     return replace(arrays, **{name: values.reshape(*shape, *values.shape[2:]) for name, values in fields.items()})
 

@@ -6,23 +6,22 @@ answers to the test samples are, so that arms can be compared sample by sample.
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from sklearn.preprocessing import StandardScaler
 
 from cluster.embedding import FeatureMaker
-from jobs.evaluation.features import combine
+from jobs.evaluation.features import combine, stacked, where_known
 from jobs.evaluation.metrics import NAMES, Outcome
 from jobs.evaluation.plan import too_few
+from jobs.evaluation.protocols._probe import Part, standardised
 from jobs.evaluation.protocols.linear import probe
 from jobs.evaluation.samples import TaskSamples
 from jobs.evaluation.task import DENSE, OUTCOMES, LabelTask, label_task
 from jobs.evaluation.tiles import TileReader
 from pipeline.archive import Archive
-from pipeline.augment import SensorArrays
 from pipeline.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -55,12 +54,12 @@ class Quiz:
         made: dict[str, Any] = {"place": self.samples.place[chosen], "labels": self.labels[chosen], "predicted": predicted, **about}
         return Answers(OUTCOMES[self.kind](**made))
 
-    def ask(self, maker: FeatureMaker) -> "Answers":
-        """Return the answers of a linear probe on what `maker` makes of the tiles."""
-        vectors = {split: _vectors(maker, self._reader, self.samples, chosen) for split, chosen in self.of_split.items()}
-        scaler = StandardScaler().fit(vectors["train"])
-        train, val, test = (_Part(scaler.transform(vectors[split]), self.labels[self.of_split[split]]) for split in SPLITS)
-        _, predict = probe(self.kind, train, val, lambda found: self.outcome("val", found).score)  # type: ignore[arg-type]
+    def ask(self, maker: FeatureMaker, num_dates: int = 1) -> "Answers":
+        """Return the answers of a linear probe on what `maker` makes of the tiles, up to `num_dates` of a site together."""
+        chosen = [self.of_split[split] for split in SPLITS]
+        vectors = standardised(*(_vectors(maker, num_dates, self._reader, self.samples, part) for part in chosen))
+        train, val, test = (Part(part, values, self.labels[part]) for part, values in zip(chosen, vectors))
+        _, predict = probe(self.kind, train, val, lambda found: self.outcome("val", found).score)
         return self.outcome("test", predict(test.vectors))
 
 
@@ -77,12 +76,6 @@ class Answers:
     @property
     def score(self) -> float:
         return next(iter(self.outcome.scores().values()))
-
-
-@dataclass(frozen=True)
-class _Part:
-    vectors: np.ndarray
-    labels: np.ndarray
 
 
 def quizzes(archive: Archive, labels: Sequence[str], num_samples: int) -> list[Quiz]:
@@ -133,19 +126,15 @@ def drawn(samples: TaskSamples, num_samples: int) -> dict[str, np.ndarray]:
     return of_split
 
 
-def _vectors(maker: FeatureMaker, reader: TileReader, samples: TaskSamples, chosen: np.ndarray) -> np.ndarray:
+def _vectors(maker: FeatureMaker, num_dates: int, reader: TileReader, samples: TaskSamples, chosen: np.ndarray) -> np.ndarray:
     """Return (N, D): what tiles are pooled to; of two dates both and their difference."""
     lonlat, found = samples.tiles.lonlat_deg[chosen], {}
     for name, arrays in reader.arrays(chosen).items():
-        dates = [maker.features(_date(arrays, date), lonlat)[:, 0] for date in range(arrays.is_present.shape[1])]
-        found[name] = np.stack(dates, 1)
+        shape = arrays.is_present.shape
+        seen = arrays if shape[1] <= num_dates else stacked(arrays, (arrays.is_present.size, 1))
+        pooled = maker.features(seen, lonlat.repeat(len(seen.is_present) // len(lonlat), 0))
+        found[name] = where_known(pooled, seen).reshape(*shape, -1)
     return combine(found)
-
-
-def _date(arrays: SensorArrays, date: int) -> SensorArrays:
-    part = slice(date, date + 1)
-    of_date = {name: getattr(arrays, name)[:, part] for name in ("pixels", "is_valid", "is_present", "time_days")}
-    return replace(arrays, **of_date)
 
 
 def to_bytes(answers: dict[str, Answers]) -> bytes:

@@ -7,7 +7,7 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from cluster.batches import sensor_specs
 from cluster.embedding import ImageStatistics, ModelFeatures, embed
 from cluster.run import Run
+from jobs.evaluation.contenders import num_dates
 from jobs.evaluation.interval import intervals
 from jobs.pretrain import pretrain
 from jobs.sweeping.cell import Cell
@@ -70,7 +71,8 @@ def run_cell(cell: Cell, sizes: Sizes, archive_url: str, run_url: str, teacher: 
             exam = changed(recipe, settings)
             facts["loss"][name] = held_out(trained_objective(run, recipe, archive, exam), exam, archive, asked.held_out_samples)
     untrained = recipe.build(sensor_specs(archive), torch.Generator().manual_seed(cell.seed)).encoder.eval()
-    answers = _answers(archive_url, asked, ModelFeatures(run.path("model")), untrained)
+    dates = num_dates(untrained.config, asdict(recipe.train))
+    answers = _answers(archive_url, asked, ModelFeatures(run.path("model")), untrained, dates)
     facts["probes"] = {name: _scored(found) for name, found in answers.items()}
     seconds = {"seconds": time.monotonic() - started, "training_cpu_seconds": trained_cpu, "cpu_seconds": _cpu_seconds() - before}
     ledger.finish(cell, facts | {name: round(value, 2) for name, value in seconds.items()}, answers)
@@ -107,14 +109,14 @@ class _Encoder:
         return embed(self._encoder, arrays, lonlat_deg)
 
 
-def _answers(archive_url: str, asked: Asked, model: ModelFeatures, untrained: Encoder) -> dict[str, Answers]:
+def _answers(archive_url: str, asked: Asked, model: ModelFeatures, untrained: Encoder, dates: int) -> dict[str, Answers]:
     trained, known = model.load(), {spec.name for spec in untrained.config.sensors}
     found = {}
     for quiz in _quizzes(archive_url, asked):
         if set(quiz.samples.sensors) <= known:
-            found[quiz.name] = quiz.ask(_Encoder(trained))
+            found[quiz.name] = quiz.ask(_Encoder(trained), dates)
             if asked.untrained:
-                found[f"{quiz.name}/{UNTRAINED}"] = quiz.ask(_Encoder(untrained))
+                found[f"{quiz.name}/{UNTRAINED}"] = quiz.ask(_Encoder(untrained), dates)
     return found
 
 

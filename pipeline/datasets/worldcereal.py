@@ -5,7 +5,8 @@ dB = 20 log10(DN) - 83, 65535 where there is none. A sample is a site of one tok
 alike, for one is all that is known. The first twelve months of each; a month without data is a tile without valid pixels, so
 that all samples have the same dates. Crops are codes of the WorldCereal legend, the five that have a hundred samples or more of
 the Canadian ones; other samples have no label. Split by `h3_l3_cell`, about 60 km wide: test regions are unseen. Regions differ in
-what grows there, so val is several small ones, enough that each crop is in it.
+what grows there, so val is several small ones, until each crop is in it, where there are small ones. Which these are hangs on
+all regions: files that are added later may move regions between train and val.
 """
 
 from functools import lru_cache
@@ -58,10 +59,10 @@ def splits(folder: str, found: dict[str, str]) -> dict[str, str]:
     """Return the split of each sample: that of its region."""
     facts = [_read(path, Path(path).stat().st_mtime_ns)[["h3_l3_cell", "CROPTYPE_LABEL"]] for path in sorted(set(found.values()))]
     table = pd.concat(facts).groupby(level=0).first().loc[list(found)]
-    test = {place for place, split in split_places(found, table["h3_l3_cell"].__getitem__).items() if split == "test"}
-    val = _held_regions(table[~table.index.isin(test)])
-    split = {place: "val" if region in val else "train" for place, region in table["h3_l3_cell"].items()}
-    return split | dict.fromkeys(test, "test")
+    split = split_places(found, table["h3_l3_cell"].__getitem__)
+    if held := _held_regions(table[table.index.map(split) != "test"]):
+        split |= {p: "val" if table["h3_l3_cell"][p] in held else "train" for p in found if split[p] != "test"}
+    return split
 
 
 def _held_regions(table: pd.DataFrame) -> set[str]:

@@ -118,10 +118,11 @@ def test_heads_answer_without_one_of_their_sensors() -> None:
     assert torch.allclose(linear({"fine": pooled["fine"]}), linear(nothing))
 
 
-def test_sides_that_cannot_be_halved_are_answered() -> None:
+@pytest.mark.parametrize("side", [2, 4, 10])
+def test_sides_that_cannot_be_halved_are_answered(side: int) -> None:
     inner = DenseHead({"radar": [6]}, {"radar": 1}, PixelHead.DETAIL, 2, 8)
-    head = PixelHead(inner, {"radar": (1, 1)}, 10, 2)
-    assert head({"radar": [torch.randn(1, 1, 3, 3, 6)]}, {"radar": torch.randn(1, 1, 1, 10, 10)}).shape == (1, 2, 10, 10)
+    head = PixelHead(inner, {"radar": (1, 1)}, side, 2)
+    assert head({"radar": [torch.randn(1, 1, 3, 3, 6)]}, {"radar": torch.randn(1, 1, 1, side, side)}).shape == (1, 2, side, side)
 
 
 def test_odd_maps_have_no_blocks() -> None:

@@ -24,13 +24,17 @@ class Part:
 
 def parts(question: Question) -> tuple[Part, Part, Part]:
     """Return train, val and test, standardised with the mean and deviation of train; what is not known is at the mean."""
-    train = question.vectors(question.train)
-    scaler = StandardScaler().fit(train)
-    found = [(question.train, train), (question.val, question.vectors(question.val))]
-    found.append((question.test, question.vectors(question.test, is_test=True)))
-    labels = question.samples.labels
-    train_part, val, test = (Part(chosen, np.nan_to_num(scaler.transform(values)), labels[chosen]) for chosen, values in found)
-    return train_part, val, test
+    chosen = question.train, question.val, question.test
+    vectors = standardised(*map(question.vectors, chosen[:2]), question.vectors(question.test, is_test=True))
+    train, val, test = (Part(part, values, question.samples.labels[part]) for part, values in zip(chosen, vectors))
+    return train, val, test
+
+
+def standardised(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Return vectors (N, D) with the mean and deviation of `train`; NaN, what is not known, is at the mean."""
+    with np.errstate(invalid="ignore"):  # what no sample of train knows has no mean
+        scaler = StandardScaler().fit(train)
+        return [np.nan_to_num(scaler.transform(values)) for values in (train, *others)]
 
 
 def judged(question: Question, part: Part, predicted: np.ndarray) -> Outcome:

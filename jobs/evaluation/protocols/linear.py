@@ -23,7 +23,7 @@ STRENGTHS = tuple(10.0 ** np.arange(-4, 2))
 MAX_COMPONENTS = 128
 MAX_ITERATIONS = 300
 TOLERANCE = 1e-6
-"""Of the largest spread, below which an axis is rounding."""
+"""Of the largest spread, below which an axis is rounding; and the least deviation that an axis is divided by."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 

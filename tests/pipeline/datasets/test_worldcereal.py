@@ -11,14 +11,14 @@ from pipeline.grid import Grid
 GRID = Grid(site_size_m=40)
 
 
-def write_series(folder: Path, months: dict[str, int], codes: dict[str, int]) -> str:
+def write_series(folder: Path, months: dict[str, int], codes: dict[str, int], num_regions: int = 2) -> str:
     rows = [
         {
             "sample_id": sample,
             "timestamp": pd.Timestamp("2017-01-01") + pd.DateOffset(months=month),
             "lat": 50.0,
             "lon": -100.0 + number,
-            "h3_l3_cell": f"cell {number % 2}",
+            "h3_l3_cell": f"cell {number % num_regions}",
             "CROPTYPE_LABEL": codes[sample],
             **dict.fromkeys(worldcereal.COLUMNS["worldcereal_optical"], 1000 * (month + 1)),
             **dict.fromkeys(worldcereal.COLUMNS["worldcereal_sar"], 1000),
@@ -46,6 +46,18 @@ def test_a_series_is_a_site_of_twelve_months(tmp_path: Path) -> None:
     assert radar.pixels[0, 0, 0] == round((20 * np.log10(1000) - 83) * 100)
     assert tiles[0].labels == {"crop": 3.0}
     assert worldcereal.tiles("b", found["b"], GRID)[0].labels == {}, "a rare code"
+
+
+@pytest.mark.parametrize(("num_regions", "is_known"), [(3, True), (8, True), (8, False), (40, True)])
+def test_no_split_is_empty(tmp_path: Path, num_regions: int, is_known: bool) -> None:
+    samples = [f"sample {number}" for number in range(5 * num_regions)]
+    codes = [code if is_known else 77 for code in worldcereal.CODES for _ in range(num_regions)]
+    folder = write_series(tmp_path, dict.fromkeys(samples, 12), dict(zip(samples, codes)), num_regions)
+    splits = worldcereal.splits(folder, worldcereal.places(folder))
+    assert set(splits) == set(samples)
+    of_region = [{splits[sample] for sample in samples[region::num_regions]} for region in range(num_regions)]
+    assert all(len(found) == 1 for found in of_region)
+    assert set.union(*of_region) == {"train", "val", "test"}
 
 
 def test_what_is_no_series_is_said(tmp_path: Path) -> None:
