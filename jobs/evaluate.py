@@ -56,8 +56,8 @@ class EvaluateConfig:
     sensors: tuple[str, ...] = ()
     """Sensors to evaluate; empty: all that a model and the labels share."""
     protocols: tuple[str, ...] = ()
-    """Of knn, linear, sgd, finetune, decoder, pixel_decoder, restore, restore_tuned; empty: linear and knn, for maps decoder, for
-    images restore. Baselines always.
+    """Of knn, linear, sgd, finetune, decoder, pixel_decoder, restore, restore_tuned, restore_other_date; empty: linear and knn,
+    for maps decoder, for images restore. Baselines always.
     """
     label_fractions: tuple[float, ...] = (1.0,)
     """Shares of the training labels, such as 0.01 0.1 1; smaller ones are parts of the larger."""

@@ -24,7 +24,17 @@ NUM_PICTURES = 6
 WEIGHT_DECAY = 0.01
 
 
-def trained(question: Question, groups: Callable[[Restorer], list[dict[str, Any]]], steps: int, is_frozen: bool) -> Restorer:
+Begun = Callable[[Example, Reader, np.ndarray], Example]
+"""Makes of an example, its reader and the samples' numbers what the decoder begins from."""
+
+
+def trained(
+    question: Question,
+    groups: Callable[[Restorer], list[dict[str, Any]]],
+    steps: int,
+    is_frozen: bool,
+    begun: Begun = lambda example, *_: example,
+) -> Restorer:
     """Return an encoder with a decoder, trained to the least mean absolute difference, in deviations of the sensor."""
     task: Any = question.task
     generator, rng = torch.Generator().manual_seed(question.seed), np.random.default_rng(question.seed)
@@ -35,7 +45,8 @@ def trained(question: Question, groups: Callable[[Restorer], list[dict[str, Any]
     size = min(BATCH_SIZE, question.training.batch_size, len(question.train))
 
     def loss() -> Tensor:
-        example = reader.example(rng.choice(question.train, size, replace=False))
+        chosen = rng.choice(question.train, size, replace=False)
+        example = begun(reader.example(chosen), reader, chosen)
         example = example.turned(rng.integers(8, size=size)) if question.training.augment else example
         outputs, balance = model(*tensors(example), generator)
         return model.loss(outputs.float(), tensor(example.truth), tensor(example.is_valid)) + balance

@@ -191,6 +191,18 @@ def test_decoders_beat_what_does_not_learn(cloud_archive: Archive, question: Cal
         assert load_protocol(protocol).KINDS == (CLOUD_REMOVAL, SHARPENING)
 
 
+def test_a_decoder_told_the_other_date_beats_one_that_is_not(cloud_archive: Archive, question: Callable[..., Question]) -> None:
+    task = CloudRemoval(cloud_archive)
+    alone, _ = task.samples(frozenset([OPTICAL.name, RADAR.name]))
+    who, mae = contender([OPTICAL], [0.12], [0.05], 40, "maps"), {}
+    for name in ("cloudy_image", "restore", "restore_other_date"):
+        asked = question(task, alone, PIXELS if name == "cloudy_image" else who, decoder_steps=40)
+        mae[name] = load_protocol(name).answer(asked).outcome.values[:, 1]  # type: ignore[attr-defined]
+    has_other = alone.labels[alone.part("test"), OTHER] >= 0
+    assert mae["restore_other_date"][has_other].mean() < 0.7 * mae["restore"][has_other].mean()
+    assert mae["restore_other_date"][~has_other].mean() < 0.5 * mae["cloudy_image"][~has_other].mean(), "where there is none"
+
+
 def test_degrading_keeps_levels_and_takes_detail() -> None:
     assert degrade(np.full((2, 16, 16), 7.0), 4, 0.3) == pytest.approx(7)
     wave = np.cos(2 * np.pi * (np.arange(256) - 1.5) / 8)  # the coarse grid's Nyquist frequency at ratio 4
