@@ -67,7 +67,8 @@ def contenders(models: list[Run], seeds: int, external: Sequence[str] = ()) -> l
         encoder = maker.load()
         digest = hashlib.sha256(storage.read_bytes(run.path("model", "model.safetensors"))).hexdigest()
         roles: frozenset[Role] = frozenset(("pooled", "maps", "frozen", "tuned"))
-        dates = num_dates(encoder.config, storage.read_json(run.path("config.json"))["config"]["train"])
+        is_apart = encoder.config.frames == "apart"
+        dates = 1 if is_apart else num_dates(storage.read_json(run.path("config.json"))["config"]["train"])
         trained.append(Contender(title, roles, (maker,), digest, encoder.config.sensors, encoder.num_parameters, dates))
         untrained.setdefault((encoder.config, dates), random_title(title) if untrained else RANDOM)
     result = [*trained, Contender(STATISTICS, frozenset(("pooled", "pixels")), (ImageStatistics(),), "")]
@@ -80,9 +81,9 @@ def contenders(models: list[Run], seeds: int, external: Sequence[str] = ()) -> l
     return result + [_external(path) for path in external]
 
 
-def num_dates(config: EncoderConfig, train: Mapping[str, Any]) -> int:
-    """Return how many dates together, at most, training as recorded showed an encoder: those of a stack (`DateStack`)."""
-    return 1 if config.frames == "apart" else int(train["view"].get("num_dates", 1))
+def num_dates(train: Mapping[str, Any]) -> int:
+    """Return how many dates together, at most, training as recorded shows an encoder that can: those of a stack (`DateStack`)."""
+    return int(train["view"].get("num_dates", 1))
 
 
 def _external(path: str) -> Contender:

@@ -71,7 +71,7 @@ def run_cell(cell: Cell, sizes: Sizes, archive_url: str, run_url: str, teacher: 
             exam = changed(recipe, settings)
             facts["loss"][name] = held_out(trained_objective(run, recipe, archive, exam), exam, archive, asked.held_out_samples)
     untrained = recipe.build(sensor_specs(archive), torch.Generator().manual_seed(cell.seed)).encoder.eval()
-    dates = num_dates(untrained.config, asdict(recipe.train))
+    dates = 1 if untrained.config.frames == "apart" else num_dates(asdict(recipe.train))
     answers = _answers(archive_url, asked, ModelFeatures(run.path("model")), untrained, dates)
     facts["probes"] = {name: _scored(found) for name, found in answers.items()}
     seconds = {"seconds": time.monotonic() - started, "training_cpu_seconds": trained_cpu, "cpu_seconds": _cpu_seconds() - before}
